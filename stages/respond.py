@@ -1,0 +1,38 @@
+"""Respond: one member of the committee answers every good instruction, several times.
+
+In: data/instructions.parquet, models/pretrained/<member>. Out: data/responses/<member>.parquet.
+Run: python -m stages.respond <member>
+"""
+
+import sys
+from typing import Any
+
+from anamnesis import params as settings
+from anamnesis import records
+from anamnesis.client import Client
+from anamnesis.errors import run
+from anamnesis.ledger import Ledger
+from anamnesis.responding import respond_call, response_row
+
+
+def main() -> None:
+    member = sys.argv[1]
+    params = settings.load()
+    sampling = params.committee[member].sampling
+    rows: list[dict[str, Any]] = []
+    if params.models[member].enabled:
+        instructions = records.read("data/instructions.parquet", records.INSTRUCTIONS)
+        asked = [(row, i) for row in instructions if row["status"] == "ok" for i in range(sampling.samples)]
+        calls = [respond_call(row, sampling, params.seed, index) for row, index in asked]
+        model_dir = f"models/pretrained/{member}"
+        with Ledger() as ledger, Client(model_dir, params.serve, params.requests, ledger) as client:
+            outcomes = client.ask(calls, f"respond {member}")
+        rows = [
+            response_row(row["instruction_id"], member, index, outcome)
+            for (row, index), outcome in zip(asked, outcomes, strict=True)
+        ]
+    records.write(f"data/responses/{member}.parquet", rows, records.RESPONSES, ["instruction_id", "sample_index"])
+
+
+if __name__ == "__main__":
+    run(main)

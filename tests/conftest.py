@@ -1,0 +1,58 @@
+"""Fixtures: the real SmolLM2-135M-Instruct as a Hugging Face directory, made once a session from its package."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from anamnesis import params as settings
+from anamnesis.sources import materialise
+
+ROOT = Path(__file__).resolve().parent.parent
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def smollm2_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct in bf16, as stage models leaves it (read only: tests share it)."""
+    target = tmp_path_factory.mktemp("models") / "smollm2"
+    materialise("smollm2", settings.load(ROOT / "params.yaml").models["smollm2"], target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer(smollm2_dir: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(smollm2_dir)
+
+
+@pytest.fixture
+def default_params() -> dict[str, Any]:
+    """params.yaml as plain dicts, to be changed by a test."""
+    return yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Callable[..., Path]:
+    """Make a folder from which stages run: the code by symbolic link, params.yaml written from a dict."""
+
+    def make(params: dict[str, Any], **models: Path) -> Path:
+        folder = tmp_path / "project"
+        folder.mkdir()
+        for name in ("anamnesis", "stages", "prompts", "conf"):
+            (folder / name).symlink_to(ROOT / name)
+        (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+        for key, source in models.items():
+            shutil.copytree(source, folder / "models" / "pretrained" / key)
+        return folder
+
+    return make
+
+

@@ -1,0 +1,140 @@
+"""A mistake in params.yaml is one line that names the key, and exit code 2, before any work."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from anamnesis import params as settings
+from anamnesis.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+EXPECTED = [  # (path of the key, its value, words the line must hold)
+    ("mix.domain_fracton", 0.3, ["mix.domain_fracton", "unknown key"]),
+    ("mix.domain_fraction", 1.7, ["mix.domain_fraction", "less than or equal to 1", "1.7"]),
+    ("mix.total", "many", ["mix.total", "integer", "many"]),
+    ("mix.total", 0, ["mix.total", "greater than or equal to 1"]),
+    ("train.zero", 4, ["train.zero", "0, 1, 2 or 3"]),
+    ("train.global_batch", 7, ["global_batch (7)"]),
+    ("train.micro_batch", 3, ["train", "not a multiple", "micro_batch"]),
+    ("probe.max_requests", 1, ["probe", "max_requests (1) is below instructions"]),
+    ("seed", None, ["seed", "integer"]),
+    ("target", "gpt-9", ["target", "gpt-9"]),
+    ("models.smollm2.uri", "http://x/y", ["models.smollm2.uri", "no model URI"]),
+    ("models.smollm2.sha256", "abc", ["models.smollm2.sha256"]),
+    ("models.smollm2.enabled", False, ["target", "enabled member"]),
+    ("models.Qwen2.5", {"uri": "path:x"}, ["models.Qwen2.5", "lower-case"]),
+    ("models.gpt-4", {"base_url": "https://x/v1"}, ["models.gpt-4", "needs `model`"]),
+    ("models.gpt-4", {}, ["models.gpt-4", "needs `uri`"]),
+    ("committee.ghost", {}, ["committee.ghost", "no such entry under models"]),
+    ("judges.qwen-coder.mode", "guess", ["judges.qwen-coder.mode", "expected"]),
+    ("variants.base", {"rehearsal": "none"}, ["variants.base"]),
+    ("variants.committee.judges", ["ghost"], ["variants.committee.judges", "ghost"]),
+    ("variants.committee.judges", [], ["variants.committee", "judges"]),
+    ("variants.committee.members", [], ["variants.committee", "members"]),
+    ("variants.committee.rehearsal", "sharegtp", ["variants.committee.rehearsal"]),
+    ("evaluate.bootstrap", 3, ["evaluate.bootstrap"]),
+]
+
+
+def _set(params: dict[str, Any], path: str, value: Any) -> None:
+    section, *rest = path.split(".", 1 if path.startswith("models.Qwen") else -1)
+    if not rest:
+        params[section] = value
+        return
+    node = params[section]
+    for key in rest[:-1]:
+        node = node[key]
+    node[rest[-1]] = value
+
+
+@pytest.mark.parametrize(("path", "value", "words"), EXPECTED)
+def test_a_mistake_is_one_line_naming_the_key(
+    path: str, value: Any, words: list[str], default_params: dict[str, Any], tmp_path: Path
+) -> None:
+    _set(default_params, path, value)
+    if path == "train.global_batch":
+        default_params["train"]["micro_batch"] = 2
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump(default_params), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        settings.load(file)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert caught.value.code == 2
+    for word in words:
+        assert word in line, line
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("seed: 1\nseed: 2\n", "written twice"),
+        ("- a\n", "expected sections"),
+        ("seed: [\n", "not valid YAML"),
+        ("seed: 1\n", "missing key"),
+    ],
+)
+def test_a_broken_file_is_one_line(text: str, word: str, tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=word) as caught:
+        settings.load(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_scientific_notation_without_a_point_is_a_number(default_params: dict[str, Any], tmp_path: Path) -> None:
+    text = yaml.safe_dump(default_params).replace("learning_rate: 0.0001", "learning_rate: 2e-5")
+    assert "2e-5" in text
+    file = tmp_path / "params.yaml"
+    file.write_text(text, encoding="utf-8")
+    assert settings.load(file).train.learning_rate == 2e-5
+
+
+def test_one_line_drops_a_member(default_params: dict[str, Any], tmp_path: Path) -> None:
+    default_params["models"]["qwen-coder"]["enabled"] = False
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump(default_params), encoding="utf-8")
+    params = settings.load(file)
+    assert params.members() == ["smollm2"]
+    assert params.enabled_judges() == ["smollm2"]
+
+
+@pytest.mark.parametrize("stage", ["models", "domain", "probe", "respond", "judge", "select", "mix", "train", "evaluate"])
+def test_every_stage_stops_at_once_with_code_2(stage: str, default_params: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("anamnesis", "stages", "prompts", "conf"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    default_params["mix"]["domain_fracton"] = 0.3
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(default_params), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", f"stages.{stage}", "smollm2"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert [line for line in done.stderr.splitlines() if line] == [
+        "error: params.yaml: mix.domain_fracton: unknown key"
+    ]
+    assert not any(path.name not in ("params.yaml",) and not path.is_symlink() for path in tmp_path.iterdir())
+
+
+def test_presets_have_the_keys_of_params() -> None:
+    def keys(node: Any, path: str = "") -> set[str]:
+        if not isinstance(node, dict):
+            return {path}
+        return set().union(*(keys(value, f"{path}.{key}") for key, value in node.items())) if node else {path}
+
+    free = ("models", "committee", "judges", "variants")  # a preset has its own of these
+    fixed = {key for key in yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))}
+    presets = sorted((ROOT / "presets").glob("*.yaml"))
+    assert presets
+    default = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for preset in presets:
+        settings.load(preset)
+        loaded = yaml.safe_load(preset.read_text(encoding="utf-8"))
+        assert set(loaded) == fixed, preset.name
+        for section in fixed - set(free):
+            assert keys(loaded[section]) == keys(default[section]), f"{preset.name}: {section}"
+
