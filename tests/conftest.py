@@ -54,5 +54,3 @@ def project(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
-
-

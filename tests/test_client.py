@@ -1,4 +1,4 @@
-"""What the ledger has is not asked again; what is asked ends as an answer or a reason; kill -9 repeats no finished call."""
+"""What the ledger has is not asked again; what is asked ends in an answer or a reason; kill -9 repeats nothing done."""
 
 import json
 import os

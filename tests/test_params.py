@@ -104,7 +104,9 @@ def test_one_line_drops_a_member(default_params: dict[str, Any], tmp_path: Path)
     assert params.enabled_judges() == ["smollm2"]
 
 
-@pytest.mark.parametrize("stage", ["models", "domain", "probe", "respond", "judge", "select", "mix", "train", "evaluate"])
+@pytest.mark.parametrize(
+    "stage", ["models", "domain", "probe", "respond", "judge", "select", "mix", "train", "evaluate"]
+)
 def test_every_stage_stops_at_once_with_code_2(stage: str, default_params: dict[str, Any], tmp_path: Path) -> None:
     for name in ("anamnesis", "stages", "prompts", "conf"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -138,3 +140,9 @@ def test_presets_have_the_keys_of_params() -> None:
         for section in fixed - set(free):
             assert keys(loaded[section]) == keys(default[section]), f"{preset.name}: {section}"
 
+
+def test_every_key_is_documented(default_params: dict[str, Any]) -> None:
+    text = (ROOT / "docs/params.md").read_text(encoding="utf-8")
+    for section in ("serve", "requests", "domain", "probe", "select", "mix", "train", "evaluate"):
+        for key in default_params[section]:
+            assert f"`{section}.{key}" in text or f"`.{key}`" in text, f"{section}.{key}"

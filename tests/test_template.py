@@ -64,7 +64,9 @@ def test_the_prefix_is_what_a_rendered_conversation_starts_with(family: str, smo
     tokenizer = tokenizer_of(family, smollm2_tokenizer)
     for text in ("Why is the sky blue?", "list three birds", "42"):
         messages = [{"role": "user", "content": text}]
-        whole = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)["input_ids"]
+        whole = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)[
+            "input_ids"
+        ]
         derived = pre_query(tokenizer)
         assert whole[: len(derived.ids)] == derived.ids
 

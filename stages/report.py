@@ -1,0 +1,103 @@
+"""Report: the table and the page that say what was learnt and what was forgotten.
+
+In: every row of the pipeline (data/…) and the training curves (metrics/train/<variant>.csv), by the keys of
+params.yaml.
+Out: report.html, report.md, metrics/summary.json, metrics/frontier.csv.
+Run: python -m stages.report
+"""
+
+import csv
+import json
+import math
+import os
+from pathlib import Path
+
+from anamnesis import page, records, results
+from anamnesis import params as settings
+from anamnesis.errors import UserError, run
+from anamnesis.params import Params
+
+FRONTIER = ["variant", "learnt", "forgotten", "learnt_low", "learnt_high", "forgotten_low", "forgotten_high"]
+
+
+def main() -> None:
+    params = settings.load()
+    account = read(params)
+    write("metrics/summary.json", json.dumps(page.summary(account), indent=2) + "\n")
+    write_frontier("metrics/frontier.csv", results.frontier(account.found))
+    write("report.md", page.markdown(account))
+    write("report.html", page.html(account, params))
+    show(account)
+
+
+def read(params: Params) -> page.Account:
+    """Read what the report is about, by the keys of params: a file of a member or variant that is gone stays unread."""
+    responses = {
+        member: records.read(f"data/responses/{member}.parquet", records.RESPONSES) for member in params.members()
+    }
+    judgments = {
+        judge: records.read(f"data/judgments/{judge}.parquet", records.JUDGMENTS) for judge in params.enabled_judges()
+    }
+    selected = {
+        variant: records.read(f"data/selected/{variant}.parquet", records.SELECTED)
+        for variant, setting in params.variants.items()
+        if setting.rehearsal == "reconstructed"
+    }
+    return page.account(
+        params,
+        instructions=records.read("data/instructions.parquet", records.INSTRUCTIONS),
+        responses=responses,
+        judgments=judgments,
+        selected=selected,
+        mixed={name: records.read(f"data/mixed/{name}.parquet", records.MIXED) for name in params.variants},
+        samples={
+            name: records.read(f"data/samples/{name}.parquet", records.SAMPLES) for name in ("base", *params.variants)
+        },
+        curves={name: read_curve(f"metrics/train/{name}.csv") for name in params.variants},
+    )
+
+
+def read_curve(path: str) -> list[tuple[int, float]]:
+    """Steps and losses of one training run. Raises `UserError` where the file is missing or not what train writes."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            points = [(int(line["step"]), float(line["loss"])) for line in csv.DictReader(file)]
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; run `dvc repro`") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a training curve ({error!r}); delete it and run `dvc repro`") from None
+    return [point for point in points if math.isfinite(point[1])]
+
+
+def write(path: str, text: str) -> None:
+    """Write a text file whole, never through a link to the cache."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(path + ".partial")
+    partial.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(partial, path)
+
+
+def write_frontier(path: str, points: list[results.Point]) -> None:
+    """The scatter's numbers, base as its origin."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path + ".partial", "w", encoding="utf-8", newline="") as file:
+        lines = csv.DictWriter(file, FRONTIER, lineterminator="\n")
+        lines.writeheader()
+        if points:
+            lines.writerow({"variant": "base"} | dict.fromkeys(FRONTIER[1:], 0.0))
+        lines.writerows(vars(point) for point in points)
+    os.replace(path + ".partial", path)
+
+
+def show(account: page.Account) -> None:
+    """Print the result table, in the terminal's width or in 120 columns where there is no terminal."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=page.TERMINAL_WIDTH)
+    console.print(page.terminal(account.found))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,29 @@
+-- One variant's training set: the first $domain_rows and $rehearsal_rows in seeded hash order, so fewer are a prefix.
+-- Rehearsal rows are ordered by their instruction: variants rehearse the same instructions as far as both kept them.
+WITH
+learnt AS (
+    SELECT row_id, messages, 'domain' AS source, NULL::VARCHAR AS member, licence
+    FROM domain
+    QUALIFY row_number() OVER (ORDER BY sha256(concat_ws(chr(31), $seed, 'mix', row_id)), row_id) <= $domain_rows
+),
+rehearsed AS (
+    SELECT
+        selected.response_id AS row_id,
+        [
+            {'role': 'user', 'content': selected.instruction},
+            {'role': 'assistant', 'content': selected.response}
+        ] AS messages,
+        'reconstructed' AS source,
+        selected.member,
+        licences.licence
+    FROM selected
+    LEFT JOIN licences USING (member)
+    WHERE selected.status = 'ok'
+    QUALIFY row_number() OVER (
+        ORDER BY sha256(concat_ws(chr(31), $seed, 'mix', selected.instruction_id)), selected.instruction_id
+    ) <= $rehearsal_rows
+)
+SELECT * FROM learnt
+UNION ALL
+SELECT * FROM rehearsed
+ORDER BY row_id

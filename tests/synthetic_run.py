@@ -1,0 +1,250 @@
+"""A whole made-up run on disk, for the report: seeded rows in every file that it reads, hostile text among them.
+
+Run as a script it writes one to look at: PYTHONPATH=. python tests/synthetic_run.py <folder>
+"""
+
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from anamnesis import records
+from anamnesis.params import Params
+from anamnesis.records import digest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+HOSTILE = [
+    "<script>alert('owned')</script> & <img src=x onerror=alert(1)> \"quoted\" 'single'",
+    "</p></li></ul></details></main><style>*{display:none}</style>{{ 7 * 7 }}{% raw %}",
+    "A word without an end: " + "pneumono" * 60,
+    "اكتب قصيدة قصيرة عن البحر ثم اشرح معناها",
+    "\u202eright to left override\u202c and emoji 👩‍🔬🧪🇳🇿 in a row 🎉",
+    "colour \x1b[31mred\x1b[0m, title \x1b]0;owned\x07, bell \x07, backspace \x08, C1 \x9b31m",
+    "| pipes | and `ticks` and [a link](https://example.org/x) and https://example.org/plain",
+]
+PLAIN = [
+    "Write a short story about a lighthouse keeper who collects fog.",
+    "What is the difference between a virus and a bacterium?",
+    "Write a Python function that reverses the words of a sentence.",
+    "How many apples are left if I eat 3 of 12 and give away 4?",
+    "Give me three tips for sleeping better before an exam.",
+    "Plan a weekend trip to a small town by the sea.",
+    "Compare two ways to heat a house and name the better one.",
+    "Explain how a bicycle stays upright.",
+]
+# measure: items, base level, spread of items, effect of training without and with rehearsal
+LEVELS = {
+    "domain_choice": (60, 0.25, None, 0.25, 0.18),
+    "domain_exact": (24, 0.02, None, 0.06, 0.04),
+    "domain_text": (40, 1.83, 0.30, -0.60, -0.42),
+    "instructions_followed": (16, 0.40, None, -0.12, 0.0),
+    "arithmetic": (40, 0.30, None, -0.05, 0.0),
+    "general_text": (40, 0.87, 0.20, 0.02, -0.01),
+    "own_text": (12, 0.44, 0.10, 0.065, 0.012),
+    "own_kl": (12, 0.0, 0.0, 0.12, 0.03),
+}
+
+
+def load_params() -> dict[str, Any]:
+    """params.yaml as plain dicts, with few resamples."""
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    raw["evaluate"]["bootstrap"] = 300
+    return raw
+
+
+def instruction_rows(rng: random.Random, count: int) -> list[dict[str, Any]]:
+    rows = []
+    for i in range(count + 10):
+        text = (HOSTILE[i] if i < len(HOSTILE) else PLAIN[i % len(PLAIN)]) + f" ({i})"
+        status, reason = "ok", None
+        if i >= count:
+            status, reason = [("truncated", "unfinished"), ("filtered", "duplicate"), ("filtered", "surplus")][i % 3]
+        if i == count + 9:
+            status, reason = "failed", "HTTP 500 \x1b[31m<b>upstream</b>\x1b[0m | retry"
+        rows.append(
+            {
+                "instruction_id": digest("instruction", text),
+                "sample_index": i,
+                "text": text,
+                "status": status,
+                "reason": reason,
+                "finish_reason": "stop",
+                "tokens": int(rng.lognormvariate(3.2, 0.5)),
+            }
+        )
+    return rows
+
+
+def response_rows(rng: random.Random, member: str, instructions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
+    for row in instructions:
+        for index in range(3 if row["status"] == "ok" else 0):
+            cut = rng.random() < 0.12
+            said = rng.choice(PLAIN) + " Here is what I would say to that. " * rng.randrange(1, 12)
+            rows.append(
+                {
+                    "response_id": digest("response", row["instruction_id"], member, index),
+                    "instruction_id": row["instruction_id"],
+                    "member": member,
+                    "sample_index": index,
+                    "text": rng.choice(HOSTILE) if rng.random() < 0.2 else said,
+                    "finish_reason": "length" if cut else "stop",
+                    "tokens": 160 if cut else rng.randrange(20, 150),
+                    "status": "truncated" if cut else "ok",
+                    "reason": "max_tokens reached" if cut else None,
+                }
+            )
+    return rows
+
+
+def judgment_rows(
+    rng: random.Random, judge: str, responses: list[dict[str, Any]], level: float
+) -> list[dict[str, Any]]:
+    rows = []
+    for row in responses:
+        missing = rng.random() < 0.05
+        score = None if missing else round(min(5.0, max(1.0, rng.gauss(level, 0.4) + row["tokens"] / 400)), 6)
+        rows.append(
+            {
+                "response_id": row["response_id"],
+                "judge": judge,
+                "score": score,
+                "parse": "missing" if missing else "logprobs",
+                "justification": "",
+                "tokens": 1,
+                "status": "failed" if missing else "ok",
+                "reason": "no rating among the top tokens" if missing else None,
+            }
+        )
+    return rows
+
+
+def selected_rows(
+    variant: dict[str, Any], instructions: list[dict[str, Any]], responses: list[dict[str, Any]], votes: dict[str, Any]
+) -> list[dict[str, Any]]:
+    rows = []
+    for i, row in enumerate(row for row in instructions if row["status"] == "ok"):
+        ours = [
+            other
+            for other in responses
+            if other["instruction_id"] == row["instruction_id"]
+            and other["status"] == "ok"
+            and other["member"] in variant["members"]
+            and other["sample_index"] < variant.get("samples", 3)
+        ]
+        best = max(ours, key=lambda other: (votes.get(other["response_id"], 0), other["response_id"]), default=None)
+        held_out = i % 5 == 4
+        if held_out:
+            best = None
+        rows.append(
+            {
+                "instruction_id": row["instruction_id"],
+                "instruction": row["text"],
+                "response_id": best and best["response_id"],
+                "member": best and best["member"],
+                "response": best and best["text"],
+                "mean": best and votes.get(best["response_id"]),
+                "votes": [],
+                "runner_up_id": None,
+                "runner_up_mean": None,
+                "candidates": len(ours),
+                "status": "ok" if best else "filtered",
+                "reason": None if best else "held out" if held_out else "no complete response",
+            }
+        )
+    return rows
+
+
+def mixed_rows(rng: random.Random, mix: dict[str, Any], selected: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+    picks = [row for row in selected or [] if row["status"] == "ok"]
+    domain = mix["total"] if selected is None else round(mix["total"] * mix["domain_fraction"])
+    pool = [("domain", None)] * domain + [("reconstructed", row["member"]) for row in picks]
+    return [
+        {
+            "row_id": digest("row", i),
+            "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+            "source": source,
+            "member": member,
+            "licence": "MIT",
+            "tokens": rng.randrange(20, 60) if source == "domain" else rng.randrange(60, 220),
+        }
+        for i, (source, member) in enumerate(pool[: mix["total"]])
+    ]
+
+
+def sample_rows(name: str, rehearses: bool, measures: list[str]) -> list[dict[str, Any]]:
+    """Items of one model; an item keeps its difficulty from model to model."""
+    rows = []
+    for measure in measures:
+        count, level, spread, alone, rehearsed = LEVELS[measure]
+        effect = 0.0 if name == "base" else rehearsed if rehearses else alone
+        for i in range(count):
+            hardness = random.Random(f"{measure} {i}")
+            noise = random.Random(f"{measure} {i} {name}")
+            weight = 1.0
+            if spread is None:
+                draw = 0.75 * hardness.random() + 0.25 * noise.random()
+                value = float(draw < level + effect)
+            elif measure == "own_kl":
+                value = 0.0 if name == "base" else abs(noise.gauss(effect, effect / 3))
+            else:
+                weight = float(hardness.randrange(40, 200))
+                shift = 0.0 if name == "base" else noise.gauss(effect, abs(effect) * 0.4)
+                value = max(0.01, hardness.gauss(level, spread) + shift)
+            output = HOSTILE[i % len(HOSTILE)]
+            rows.append(
+                {"measure": measure, "item_id": f"{measure}-{i}", "value": value, "weight": weight, "output": output}
+            )
+    return rows
+
+
+def write_curve(path: Path, rng: random.Random, slope: float) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ["step,loss,learning_rate,grad_norm,supervised_tokens,tokens_per_s"]
+    for step in range(1, 25):
+        loss = 0.8 + 2.4 * 2.7 ** (-step / slope) + rng.random() * 0.2
+        lines.append(f"{step},{loss:.6f},0.0001,1.0,{step * 400},{rng.uniform(200, 400):.1f}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_run(root: Path, raw: dict[str, Any], measures: list[str] | None = None, instructions: int = 40) -> Params:
+    """Write params.yaml and every input of stage report under `root`; returns the params as the stage will see them."""
+    params = Params.model_validate(raw)
+    rng = random.Random(raw["seed"])
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
+    data = root / "data"
+    probed = instruction_rows(rng, instructions)
+    records.write(data / "instructions.parquet", probed, records.INSTRUCTIONS, ["sample_index"])
+    answers: list[dict[str, Any]] = []
+    for member in params.members():
+        rows = response_rows(rng, member, probed)
+        records.write(data / f"responses/{member}.parquet", rows, records.RESPONSES, ["response_id"])
+        answers += rows
+    votes: dict[str, float] = {}
+    for i, judge in enumerate(params.enabled_judges()):
+        rows = judgment_rows(rng, judge, [row for row in answers if row["status"] == "ok"], 3.0 + 0.5 * i)
+        records.write(data / f"judgments/{judge}.parquet", rows, records.JUDGMENTS, ["response_id"])
+        for row in rows:
+            votes[row["response_id"]] = votes.get(row["response_id"], 0.0) + (row["score"] or 0.0)
+    measures = list(LEVELS) if measures is None else measures
+    records.write(data / "samples/base.parquet", sample_rows("base", False, measures), records.SAMPLES, SAMPLE_KEY)
+    for i, (name, variant) in enumerate(raw["variants"].items()):
+        rehearses = variant["rehearsal"] == "reconstructed"
+        picks = selected_rows(variant, probed, answers, votes) if rehearses else None
+        if picks is not None:
+            records.write(data / f"selected/{name}.parquet", picks, records.SELECTED, ["instruction_id"])
+        records.write(data / f"mixed/{name}.parquet", mixed_rows(rng, raw["mix"], picks), records.MIXED, ["row_id"])
+        rows = sample_rows(name, rehearses, measures)
+        records.write(data / f"samples/{name}.parquet", rows, records.SAMPLES, SAMPLE_KEY)
+        write_curve(root / f"metrics/train/{name}.csv", rng, 4 + i)
+    return params
+
+
+SAMPLE_KEY = ["measure", "item_id"]
+
+if __name__ == "__main__":
+    write_run(Path(sys.argv[1]), load_params())

@@ -1,0 +1,116 @@
+"""dvc.yaml says what the code does: each stage's code dependencies are the modules it imports, and so on."""
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+
+
+def _module_file(module: str) -> Path | None:
+    path = ROOT / (module.replace(".", "/") + ".py")
+    return path if path.exists() else None
+
+
+def _imports(file: Path) -> set[Path]:
+    """Files of ours that a file imports anywhere in it, package `__init__`s left out."""
+    found: set[Path] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            if name.split(".")[0] in ("anamnesis", "stages") and (path := _module_file(name)):
+                found.add(path)
+    return found
+
+
+def _closure(file: Path) -> set[Path]:
+    seen, todo = {file}, [file]
+    while todo:
+        for path in _imports(todo.pop()) - seen:
+            seen.add(path)
+            todo.append(path)
+    return seen
+
+
+def _code_of(stage: str) -> set[str]:
+    """Code that a stage runs: its script, what that imports, and the files its modules read beside them."""
+    script = ROOT / "stages" / f"{stage.removesuffix('-base')}.py"
+    files = _closure(script)
+    text = "".join(file.read_text(encoding="utf-8") for file in files)
+    beside = {name for name in re.findall(r"[\"'](stages/sql/[\w./]+|conf/[\w./]+|prompts/[\w./]+)[\"']", text)}
+    return {str(file.relative_to(ROOT)) for file in files} | beside
+
+
+def _is_code(dependency: str) -> bool:
+    return dependency.startswith(("stages/", "anamnesis/", "conf/", "prompts/"))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_dependencies_are_the_imports(stage: str) -> None:
+    declared = {dependency for dependency in STAGES[stage]["deps"] if _is_code(dependency)}
+    folders = {dependency for dependency in declared if (ROOT / dependency).is_dir()}
+    needed = _code_of(stage)
+    covered = {name for name in needed if any(name.startswith(f"{folder}") for folder in folders)}
+    assert declared - folders == needed - covered, f"python -m tests.test_pipeline prints the list for {stage}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_rules_that_dvc_imposes(stage: str) -> None:
+    entry = STAGES[stage]
+    assert re.fullmatch(r"python -m stages\.\w+( .+)?", entry["cmd"])
+    assert "always_changed" not in entry
+    for output in entry.get("outs", []):
+        options = next(iter(output.values())) if isinstance(output, dict) else {}
+        assert "cache" not in options, "cache: false on an out turns the run cache off"
+        assert "persist" not in options
+    for axis in entry.get("matrix", {}).values():
+        assert isinstance(axis, str), "matrix over a mapping in params, not over a list"
+    assert entry.get("desc")
+
+
+def test_the_library_never_imports_stages() -> None:
+    for file in (ROOT / "anamnesis").rglob("*.py"):
+        assert not any("stages" in path.relative_to(ROOT).parts for path in _imports(file)), file
+
+
+def test_the_library_has_no_circles() -> None:
+    for file in (ROOT / "anamnesis").rglob("*.py"):
+        for imported in _imports(file):
+            assert file not in _closure(imported), f"{file.name} and {imported.name} import each other"
+
+
+def test_heavy_packages_are_imported_where_they_are_used() -> None:
+    heavy = {"torch", "deepspeed", "vllm", "lm_eval", "transformers", "matplotlib"}
+    for file in [*(ROOT / "anamnesis").rglob("*.py"), *(ROOT / "stages").rglob("*.py")]:
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not heavy & {name.split(".")[0] for name in names}, file
+
+
+def test_paths_in_a_stage_are_those_in_dvc_yaml() -> None:
+    """Every data path that a stage's script names is declared for it."""
+    for stage, entry in STAGES.items():
+        declared = str([*entry["deps"], *entry.get("outs", []), *entry.get("metrics", []), *entry.get("plots", [])])
+        declared = re.sub(r"\$\{[^}]*\}", "{}", declared)
+        text = (ROOT / "stages" / f"{stage.removesuffix('-base')}.py").read_text(encoding="utf-8")
+        body = text.split('"""', 2)[2]
+        for path in re.findall(r"[\"']((?:data|models|metrics)/[\w./{}\[\]()-]+)[\"']", body):
+            bare = re.sub(r"\{[^}]*\}", "{}", path)
+            assert bare.rstrip("/") in declared or any(
+                bare.startswith(d) for d in re.findall(r"[\w./{}-]+", declared) if d.startswith("data/")
+            ), f"{stage}: {path}"
+
+
+if __name__ == "__main__":
+    for name in STAGES:
+        print(name, *sorted(_code_of(name)), sep="\n  - ")

@@ -1,0 +1,591 @@
+"""The report: what it says agrees everywhere, what models wrote can't break it, and equal inputs give equal bytes."""
+
+import contextlib
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from synthetic_run import HOSTILE, LEVELS, ROOT, load_params, write_run
+
+from anamnesis import figures, page, probing, results, tallies
+from anamnesis import params as settings
+from anamnesis.errors import UserError
+from anamnesis.instruction_types import TYPES, count_types, instruction_type
+from anamnesis.measures import MEASURES
+from anamnesis.params import Model
+from stages import report
+
+OUTPUTS = ["report.html", "report.md", "metrics/summary.json", "metrics/frontier.csv"]
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+TAGS = {
+    *("html", "head", "meta", "title", "style", "body", "header", "nav", "main", "section", "footer", "div", "span"),
+    *("h1", "h2", "h3", "p", "a", "b", "i", "strong", "small", "code", "br", "ul", "li", "dl", "dt", "dd", "details"),
+    *("summary", "figure", "figcaption", "table", "caption", "thead", "tbody", "tr", "th", "td"),
+    *("svg", "desc", "defs", "g", "path", "use", "text", "clippath", "rect"),
+}
+
+
+class Tree(HTMLParser):
+    """Tags, attributes and text of a page; `cells` are the texts of the cells of each table by its id."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str, str]] = []
+        self.open: list[str] = []
+        self.cells: dict[str, list[list[str]]] = {}
+        self.texts: list[str] = []
+        self.table = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(tag, key, value or "") for key, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.table = dict(attrs)["id"] or ""
+            self.cells[self.table] = []
+        elif tag == "tr":
+            self.cells[self.table].append([])
+        elif tag in ("th", "td"):
+            self.cells[self.table][-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(tag, key, value or "") for key, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+        if ("th" in self.open or "td" in self.open) and self.table:
+            self.cells[self.table][-1][-1] += data
+
+
+def make(root: Path) -> None:
+    with contextlib.chdir(root):
+        report.main()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One made-up run with its report."""
+    root = tmp_path_factory.mktemp("run")
+    write_run(root, load_params())
+    make(root)
+    return root
+
+
+@pytest.fixture
+def copy(root: Path, tmp_path: Path) -> Path:
+    """The run again, to be changed by a test."""
+    return Path(shutil.copytree(root, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def tree(root: Path) -> Tree:
+    return Tree((root / "report.html").read_text(encoding="utf-8"))
+
+
+def summary_of(root: Path) -> dict[str, Any]:
+    return json.loads((root / "metrics/summary.json").read_text(encoding="utf-8"))
+
+
+def markdown_rows(root: Path) -> list[list[str]]:
+    """measure label, model, value, difference, verdict of every line of the result table."""
+    lines = [line for line in (root / "report.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    label = ""
+    for row in rows:
+        label = row[0] if row[1] == "base" else label
+        row[0] = label
+    return rows
+
+
+def numbers(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"[-+]?\d+\.\d+", text.replace("\u2212", "-"))]
+
+
+# ------------------------------------------------------------------------------------------------------ hostile text
+
+
+def test_hostile_text_stays_text(tree: Tree, root: Path) -> None:
+    assert set(tree.tags) <= TAGS
+    assert not [item for item in tree.attributes if item[1].startswith("on") or item[1] in ("src", "srcdoc", "action")]
+    said = "".join(tree.texts)
+    shown = [text for text in HOSTILE if page.visible(text) in said]
+    assert len(shown) >= 4, "the examples must show hostile text for this test to mean anything"
+    assert tree.open == []
+
+
+def test_template_syntax_in_a_response_is_not_run(tree: Tree) -> None:
+    said = "".join(tree.texts)
+    assert "{{ 7 * 7 }}" in said
+    assert "</style>49" not in said
+
+
+def test_control_and_direction_characters_are_made_visible(root: Path) -> None:
+    html = (root / "report.html").read_text(encoding="utf-8")
+    assert not re.findall(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", html)
+    assert page.visible("\x1b[31mred\x1b[0m\x07") == "␛[31mred␛[0m␇"
+    assert page.visible("a\r\nb\tc") == "a\nb\tc"
+
+
+def test_very_long_output_is_cut_and_says_so() -> None:
+    assert page.visible("a" * (page.SHOWN_CHARACTERS + 5)).endswith("a… (5 more characters)")
+
+
+def test_terminal_output_is_clean_and_fits(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(root)
+    printed = capsys.readouterr().out
+    markdown = (root / "report.md").read_text(encoding="utf-8")
+    for text in (printed, markdown):
+        assert not re.findall(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)
+        assert max(map(len, text.splitlines())) <= page.TERMINAL_WIDTH
+    assert "no difference shown" in printed
+    assert "better" in printed
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a\x1b[31mb\x1b[0m", "ab"),
+        ("\x1b]0;title\x07rest", "rest"),
+        ("\x1b]8;;https://example.org\x1b\\link", "link"),
+        ("two\nlines\tand\rmore", "two lines and more"),
+        ("\u202eevil\u202c", "evil"),
+        (404, "404"),
+    ],
+)
+def test_plain_is_one_printable_line(text: object, expected: str) -> None:
+    assert results.plain(text) == expected
+
+
+def test_a_cell_can_not_leave_its_markdown_table() -> None:
+    table = results.markdown_table(["a", "b"], [["x | y", "<b>`z`</b>\nnext"]])
+    assert table.splitlines()[2].replace(r"\|", "").count("|") == 3
+    assert "<b>" not in table
+    assert len(table.splitlines()) == 3
+
+
+# -------------------------------------------------------------------------------------------------- self-contained
+
+
+def test_page_loads_nothing(tree: Tree, root: Path) -> None:
+    links = [value for _, key, value in tree.attributes if key in ("href", "xlink:href", "src", "data", "poster")]
+    assert links
+    assert all(link.startswith("#") for link in links)
+    assert not {"script", "link", "iframe", "object", "embed", "img", "base", "form"} & set(tree.tags)
+    html = (root / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"url\(\s*['\"]?(?!#)", html)
+    assert "@import" not in html
+    policy = next(
+        value for tag, key, value in tree.attributes if tag == "meta" and key == "content" and "default" in value
+    )
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; ")
+    assert "http" not in policy
+
+
+def test_every_link_and_label_has_its_target(tree: Tree) -> None:
+    ids = [value for _, key, value in tree.attributes if key == "id"]
+    assert len(ids) == len(set(ids))
+    wanted = {value[1:] for _, key, value in tree.attributes if key == "href"}
+    wanted |= {name for _, key, value in tree.attributes if key == "aria-labelledby" for name in value.split()}
+    html_urls = {value[5:-1] for _, key, value in tree.attributes if key == "clip-path"}
+    assert wanted | html_urls <= set(ids)
+
+
+def test_page_can_be_read_without_seeing_it(tree: Tree) -> None:
+    assert ("html", "lang", "en") in tree.attributes
+    assert tree.tags["h1"] == 1
+    assert tree.tags["table"] == tree.tags["caption"] >= 8
+    assert tree.tags["svg"] == 5
+    assert tree.tags["desc"] == 5
+    scopes = Counter(value for tag, key, value in tree.attributes if tag == "th" and key == "scope")
+    assert sum(scopes.values()) == tree.tags["th"]
+    regions = [value for _, key, value in tree.attributes if (key, value) == ("role", "region")]
+    assert len(regions) == tree.tags["table"], "a table that scrolls must be reachable by keyboard"
+
+
+def test_figures_have_the_colours_of_the_page(root: Path) -> None:
+    html = (root / "report.html").read_text(encoding="utf-8")
+    drawings = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+    assert len(drawings) == 5
+    for drawing in drawings:
+        assert not re.search(r"#[0-9a-f]{6}\b", drawing), "a colour that dark mode can't change"
+        assert "font-family" not in drawing
+        assert "http" not in drawing
+    style = html[html.index("<style>") : html.index("</style>")]
+    used = set(re.findall(r"var\((--[\w-]+)\)", html))
+    light, dark = style.split("prefers-color-scheme: dark")
+    assert all(f"{name}:" in light for name in used - {"--series"})
+    assert all(f"{name}:" in dark for name in used - {"--series"})
+
+
+def test_equal_inputs_give_equal_bytes(root: Path, copy: Path) -> None:
+    before = {name: (root / name).read_bytes() for name in OUTPUTS}
+    for name in OUTPUTS:
+        (copy / name).unlink()
+    for seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "stages.report"]
+        subprocess.run(command, cwd=copy, env=environment, check=True, stdout=subprocess.DEVNULL)
+        assert {name: (copy / name).read_bytes() for name in OUTPUTS} == before
+
+
+# ---------------------------------------------------------------------------------------------------------- agreement
+
+
+def test_markdown_page_and_summary_agree(root: Path, tree: Tree) -> None:
+    flat = summary_of(root)
+    label_of = {results.Row(name, 0.0, 1, {}).label: name for name in MEASURES}
+    rows = markdown_rows(root)
+    assert len(rows) == len(LEVELS) * 4
+    cells = {line[0]: line[1:] for line in tree.cells["results"]}
+    header = tree.cells["results"][0][2:]
+    for label, model, value, difference, verdict in rows:
+        measure = label_of[label]
+        key = f"{model}.{measure}"
+        assert float(value) == pytest.approx(flat[key], abs=6e-4)
+        in_page = next(line for start, line in cells.items() if start.startswith(label))
+        if model == "base":
+            assert numbers(in_page[0]) == [float(value)]
+            continue
+        wanted = [flat[f"{key}.diff"], flat[f"{key}.low"], flat[f"{key}.high"]]
+        assert numbers(difference) == pytest.approx(wanted, abs=6e-4)
+        cell = in_page[1 + header.index(model)]
+        assert numbers(cell) == [float(value), *numbers(difference)]
+        assert verdict in cell
+        low, high = flat[f"{key}.low"], flat[f"{key}.high"]
+        if verdict in ("better", "worse"):
+            assert low > 0 or high < 0
+            assert (verdict == "better") == ((low > 0) == MEASURES[measure].higher_is_better)
+        assert f"n = {flat[f'{key}.n']}" in next(start for start in cells if start.startswith(label))
+
+
+def test_frontier_runs_the_right_way(root: Path) -> None:
+    flat = summary_of(root)
+    with open(root / "metrics/frontier.csv", encoding="utf-8", newline="") as file:
+        lines = {
+            line.pop("variant"): {key: float(value) for key, value in line.items()} for line in csv.DictReader(file)
+        }
+    assert list(lines) == ["base", "domain-only", "single-single", "committee"]
+    assert set(lines["base"].values()) == {0.0}
+    for variant in ("domain-only", "committee"):
+        line = lines[variant]
+        assert line["learnt"] == pytest.approx(-flat[f"{variant}.domain_text.diff"], abs=2e-6)
+        assert line["forgotten"] == pytest.approx(flat[f"{variant}.own_text.diff"], abs=2e-6)
+        assert line["learnt_low"] <= line["learnt"] <= line["learnt_high"]
+        assert line["forgotten_low"] <= line["forgotten"] <= line["forgotten_high"]
+    assert lines["domain-only"]["learnt"] > 0
+    assert lines["domain-only"]["forgotten"] > lines["committee"]["forgotten"]
+
+
+def test_counts_in_the_summary_are_those_of_the_files(root: Path, tree: Tree) -> None:
+    flat = summary_of(root)
+    assert (flat["probe.asked"], flat["probe.kept"], flat["probe.failed"]) == (50, 40, 1)
+    assert flat["probe.passed"] == 43
+    assert flat["probe.pass_share"] == pytest.approx(43 / 49, abs=1e-6)
+    assert sum(int(row[2]) for row in tree.cells["funnel"][1:]) == 50
+    for member in ("smollm2", "qwen-coder"):
+        assert flat[f"respond.{member}.ok"] + flat[f"respond.{member}.truncated"] == 120
+    complete = flat["respond.smollm2.ok"] + flat["respond.qwen-coder.ok"]
+    for judge in ("smollm2", "qwen-coder"):
+        assert flat[f"judge.{judge}.scored"] + flat[f"judge.{judge}.missing"] == complete
+        assert flat[f"judge.{judge}.missing"] > 0
+    assert flat["mix.domain-only.rows"] == 36
+
+
+def test_timings_are_in_no_output(root: Path, copy: Path) -> None:
+    curve = copy / "metrics/train/committee.csv"
+    lines = curve.read_text(encoding="utf-8").splitlines()
+    slower = [lines[0], *(line.rsplit(",", 1)[0] + ",7.0" for line in lines[1:])]
+    curve.write_text("\n".join(slower) + "\n", encoding="utf-8")
+    make(copy)
+    assert all((copy / name).read_bytes() == (root / name).read_bytes() for name in OUTPUTS)
+
+
+# ------------------------------------------------------------------------------------------------ what is not there
+
+
+def test_files_of_a_dropped_variant_member_and_judge_are_ignored(copy: Path) -> None:
+    raw = yaml.safe_load((copy / "params.yaml").read_text(encoding="utf-8"))
+    del raw["variants"]["single-single"]
+    raw["models"]["qwen-coder"]["enabled"] = False
+    (copy / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
+    assert (copy / "data/samples/single-single.parquet").exists()
+    make(copy)
+    outputs = {name: (copy / name).read_text(encoding="utf-8") for name in OUTPUTS}
+    assert not [name for name, text in outputs.items() if "single-single" in text]
+    flat = summary_of(copy)
+    assert not [key for key in flat if key.startswith(("respond.qwen-coder", "judge.qwen-coder"))]
+    assert "took no part" in outputs["report.html"]
+
+
+def test_a_measure_nobody_answered_has_no_row(tmp_path: Path) -> None:
+    write_run(tmp_path, load_params(), measures=[name for name in LEVELS if name not in ("domain_choice", "own_text")])
+    make(tmp_path)
+    assert not [key for key in summary_of(tmp_path) if "domain_choice" in key or "own_text" in key]
+    for name in ("report.md", "report.html"):
+        assert MEASURES["domain_choice"].label not in (tmp_path / name).read_text(encoding="utf-8")
+    assert (tmp_path / "metrics/frontier.csv").read_text(encoding="utf-8").splitlines() == [",".join(report.FRONTIER)]
+    assert "figure-frontier" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_without_rehearsal_has_no_examples_and_no_second_table(tmp_path: Path) -> None:
+    raw = load_params()
+    raw["variants"] = {"domain-only": {"rehearsal": "none"}}
+    write_run(tmp_path, raw)
+    make(tmp_path)
+    tree = Tree((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "rehearsal-results" not in tree.cells
+    assert tree.tags["details"] == 0
+    assert "no variant picked a reconstructed response" in "".join(tree.texts).lower()
+
+
+def test_nothing_probed_and_nothing_scored_is_no_division_by_zero(tmp_path: Path) -> None:
+    write_run(tmp_path, load_params(), instructions=0)
+    make(tmp_path)
+    flat = summary_of(tmp_path)
+    assert flat["probe.kept"] == 0
+    assert "judge.smollm2.mean" not in flat
+    assert "figure-lengths" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_missing_input_is_one_line(copy: Path) -> None:
+    (copy / "data/samples/committee.parquet").unlink()
+    with pytest.raises(UserError, match=r"data/samples/committee.parquet: not found"):
+        make(copy)
+
+
+def test_a_broken_curve_is_one_line(copy: Path) -> None:
+    (copy / "metrics/train/committee.csv").write_text("step,loss\n1,high\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"metrics/train/committee.csv: not a training curve"):
+        make(copy)
+
+
+# -------------------------------------------------------------------------------------------------- findings in words
+
+
+def samples(measure: str, values: list[float]) -> list[dict[str, Any]]:
+    return [
+        {"measure": measure, "item_id": str(i), "value": value, "weight": 1.0, "output": None}
+        for i, value in enumerate(values)
+    ]
+
+
+def compared(**values: tuple[list[float], list[float]]) -> results.Results:
+    """Base and one variant, from their values by measure."""
+    base = [row for measure, (before, _) in values.items() for row in samples(measure, before)]
+    tuned = [row for measure, (_, after) in values.items() for row in samples(measure, after)]
+    return results.results({"base": base, "tuned": tuned}, None, 500, 1)
+
+
+FLAT = [1.0, 1.2, 0.9, 1.1, 1.0, 0.8, 1.3, 1.0]
+UP = [value + 0.2 + 0.01 * i for i, value in enumerate(FLAT)]
+DOWN = [value - 0.2 - 0.01 * i for i, value in enumerate(FLAT)]
+MIXED = [value + (0.1 if i % 2 else -0.1) for i, value in enumerate(FLAT)]
+
+
+@pytest.mark.parametrize(
+    ("domain", "own", "learnt", "forgot"),
+    [
+        (DOWN, UP, "Learnt: better on 1 of 1", "Forgot: worse on 1 of 1"),
+        (MIXED, MIXED, "Learnt: nothing shown on the 1", "does not prove that nothing was lost"),
+        (UP, DOWN, "Worse on the domain itself", "Better outside the domain"),
+    ],
+)
+def test_findings_follow_the_verdicts(domain: list[float], own: list[float], learnt: str, forgot: str) -> None:
+    said = results.findings(compared(domain_text=(FLAT, domain), own_text=(FLAT, own)))["tuned"]
+    assert learnt in said[0]
+    assert forgot in said[1]
+
+
+def test_a_distance_from_base_is_no_evidence_of_forgetting() -> None:
+    found = compared(own_kl=([0.0] * 8, [0.1 + 0.01 * i for i in range(8)]))
+    assert found.rows[0].cells["tuned"].verdict == "worse"
+    assert found.rows[0].verdict("tuned") == results.DISTANCE
+    assert "Forgot: worse" not in results.findings(found)["tuned"][1]
+    assert found.comparisons == 0
+
+
+def test_a_distance_between_variants_has_its_verdict(root: Path) -> None:
+    with contextlib.chdir(root):
+        account = report.read(settings.load())
+    row = next(row for row in account.found.against_reference if row.measure == "own_kl")
+    assert account.found.reference == "domain-only"
+    assert row.verdict("committee") == "better"
+    assert "Kept more than domain-only" in results.rehearsal_findings(account.found)["committee"]
+
+
+def test_one_item_has_no_interval() -> None:
+    found = compared(domain_text=([1.0], [0.5]), own_text=([1.0], [1.5]))
+    assert results.interval(found.rows[0].cells["tuned"], 3) == "-0.500 [no interval]"
+    assert set(results.summary(found)) == {
+        "base.domain_text",
+        "tuned.domain_text",
+        "tuned.domain_text.diff",
+        "tuned.domain_text.n",
+        "base.own_text",
+        "tuned.own_text",
+        "tuned.own_text.diff",
+        "tuned.own_text.n",
+    }
+    point = results.frontier(found)[0]
+    assert (point.learnt_low, point.learnt, point.learnt_high, point.forgotten) == (0.5, 0.5, 0.5, 0.5)
+
+
+def test_models_that_answered_other_items_are_an_error() -> None:
+    with pytest.raises(UserError, match="do not pair"):
+        results.results({"base": samples("own_text", FLAT), "tuned": samples("own_text", FLAT[1:])}, None, 500, 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0.1234, "+0.123"), (-0.1, "-0.100"), (-0.0001, "0.000"), (0.0, "0.000")]
+)
+def test_signs(value: float, expected: str) -> None:
+    assert results.signed(value, 3) == expected
+
+
+# ------------------------------------------------------------------------------------------------------------ tallies
+
+
+def row(**values: Any) -> dict[str, Any]:
+    return {"status": "ok", "reason": None, "tokens": 10, "member": "a", "sample_index": 0} | values
+
+
+def test_pass_share_is_the_probe_stage_s() -> None:
+    kinds = [("ok", None)] * 5 + [("filtered", "duplicate"), ("truncated", "unfinished"), ("filtered", "surplus")]
+    kinds += [("failed", "HTTP 500")] * 2
+    rows = [row(status=status, reason=reason) for status, reason in kinds]
+    ours = tallies.funnel(rows)
+    theirs = probing.pass_share([probing.Sample("", i, "", *kind, "stop", 1) for i, kind in enumerate(kinds)])
+    assert ours.pass_share == theirs == 0.75
+    assert (ours.asked, ours.kept, ours.passed, ours.failed) == (10, 5, 6, 2)
+    assert ours.drops[0] == tallies.Drop("failed", "HTTP 500", 2)
+
+
+def test_missing_votes_are_counted_and_never_zero() -> None:
+    responses = {"a": [row(response_id="1"), row(response_id="2", tokens=20), row(response_id="3", status="truncated")]}
+    votes = [
+        {"response_id": "1", "score": 4.0, "parse": "logprobs"},
+        {"response_id": "2", "score": None, "parse": "missing"},
+        {"response_id": "gone", "score": 1.0, "parse": "logprobs"},
+    ]
+    (tally,) = tallies.judges({"j": votes}, responses)
+    assert (tally.asked, tally.scored, tally.missing, tally.mean) == (2, 1, 1, 4.0)
+    assert tally.rungs == {"logprobs": 1}
+    assert tally.by_member == {"a": 4.0}
+    assert tally.length_correlation is None
+
+
+def test_wins_are_held_against_the_candidates_of_the_picked_instructions() -> None:
+    responses = {
+        "a": [row(response_id=f"a{i}", instruction_id=f"i{i}") for i in range(4)],
+        "b": [
+            row(response_id=f"b{i}{k}", instruction_id=f"i{i}", member="b", sample_index=k, tokens=30)
+            for i in range(4)
+            for k in range(3)
+        ],
+    }
+    selected = [row(instruction_id=f"i{i}", response_id=f"b{i}0", member="b") for i in range(3)]
+    selected += [row(instruction_id="i3", response_id="a3", member="a")]
+    found = tallies.contest("v", selected, responses, ["a", "b"], samples=3)
+    assert [(win.member, win.picks, win.share, win.chance) for win in found.wins] == [
+        ("a", 1, 0.25, 0.25),
+        ("b", 3, 0.75, 0.75),
+    ]
+    assert all(win.low < win.share < win.high for win in found.wins)
+    assert (found.picked_tokens, found.candidate_tokens) == (25.0, 25.0)
+    first_only = tallies.contest("v", selected, responses, ["a", "b"], samples=1)
+    assert [win.chance for win in first_only.wins] == [0.5, 0.5]
+
+
+def test_a_set_is_counted_by_source_and_member() -> None:
+    mixed = [
+        {"source": "reconstructed", "member": "b", "tokens": 60},
+        {"source": "domain", "member": None, "tokens": 20},
+        {"source": "reconstructed", "member": "a", "tokens": 20},
+    ]
+    parts = tallies.composition(mixed)
+    assert [(part.source, part.member, part.rows, part.tokens) for part in parts] == [
+        ("domain", None, 1, 20),
+        ("reconstructed", "a", 1, 20),
+        ("reconstructed", "b", 1, 60),
+    ]
+    assert [part.token_share for part in parts] == [0.2, 0.2, 0.6]
+
+
+def test_examples_do_not_depend_on_the_order_of_rows() -> None:
+    ids = [f"id{i}" for i in range(50)]
+    chosen = tallies.example_ids(ids, 6, 17)
+    assert chosen == tallies.example_ids(reversed(ids), 6, 17)
+    assert chosen != tallies.example_ids(ids, 6, 18)
+    assert len(set(chosen)) == 6
+
+
+# ------------------------------------------------------------------------------------------------------ small things
+
+EXPECTED_TYPES = {
+    "Write a Python function that reverses a list.": "code",
+    "Fix the bug in this program: for i in range(10) print(i)": "code",
+    "How many apples are left if I eat 3 of 12?": "maths",
+    "Solve the equation 2x + 5 = 11.": "maths",
+    "Compare the advantages and disadvantages of remote work.": "reasoning",
+    "Act as a travel agent and answer my questions.": "role play and planning",
+    "Plan a weekend itinerary for Lisbon.": "role play and planning",
+    "Write a short story about a lighthouse.": "writing",
+    "Rewrite this sentence in a formal tone.": "writing",
+    "Give me three tips for sleeping better.": "advice",
+    "What is the capital of Peru?": "information seeking",
+    "Explain how a bicycle stays upright.": "information seeking",
+    "asdf": "other",
+    "": "other",
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), EXPECTED_TYPES.items())
+def test_instruction_types(text: str, expected: str) -> None:
+    assert instruction_type(text) == expected
+
+
+def test_every_type_is_counted_even_at_zero() -> None:
+    assert count_types(["What is the capital of Peru?"]) == {name: int(name == "information seeking") for name in TYPES}
+
+
+def test_a_server_s_address_is_shown_without_its_secrets() -> None:
+    model = Model(base_url="https://user:secret@example.org:8443/v1?key=secret", model="big")
+    assert page.source_of(model) == ["big at https://example.org:8443/v1"]
+
+
+@pytest.mark.parametrize("positions", [[5.0, 5.0, 5.0], [0.0, 100.0], [9.0, 3.0, 4.0, 3.5], [1.0]])
+def test_labels_are_moved_apart_in_their_order(positions: list[float]) -> None:
+    placed = figures._spread(positions, 10)
+    order = sorted(range(len(positions)), key=lambda i: (positions[i], i))
+    moved = [placed[i] for i in order]
+    assert all(b - a >= 10 - 1e-3 for a, b in pairwise(moved))
+    assert sum(moved) == pytest.approx(sum(positions))
+
+
+def test_many_variants_still_fit_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = load_params()
+    raw["variants"] |= {f"committee-{i}": dict(raw["variants"]["committee"]) for i in range(5)}
+    write_run(tmp_path, raw)
+    make(tmp_path)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= page.TERMINAL_WIDTH
+    assert all(variant in printed for variant in raw["variants"])
