@@ -17,12 +17,12 @@ from typing import Any, Literal
 import openai
 import tenacity
 
+from anamnesis.cards import load_card
 from anamnesis.errors import QUALITY, REQUEST_REFUSED, UserError
 from anamnesis.ledger import Answer, Ledger, key_of
 from anamnesis.params import Requests, Serve
 from anamnesis.progress import Progress
 from anamnesis.server import Endpoint, endpoint, identity_of
-from anamnesis.sources import load_card
 
 PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 REFUSED = frozenset({401, 403, 404})
@@ -155,13 +155,13 @@ async def _ask_all(
         reraise=True,
     )
 
-    async def one(key: str, call: Call) -> str:
+    async def one(key: str, call: Call) -> None:
         start = time.monotonic()
         try:
-            answer = await retrying(_send, client, endpoint.model, call)
+            answer: Answer = await retrying(_send, client, endpoint.model, call)
         except _Passing as error:
             failures[key] = f"{error} after {requests.retries + 1} tries"
-            return ""
+            return
         except openai.APIStatusError as error:
             if error.status_code in REFUSED:
                 raise UserError(
@@ -169,9 +169,8 @@ async def _ask_all(
                     REQUEST_REFUSED,
                 ) from None
             failures[key] = f"HTTP {error.status_code}: {_message(error)}"
-            return ""
+            return
         ledger.put(key, endpoint.identity, call.kind, answer, time.monotonic() - start)
-        return answer.text or ""
 
     async def worker() -> None:
         nonlocal finished
@@ -221,8 +220,8 @@ class Client:
         """One outcome a call, in the calls' order.
 
         Raises `UserError`: MODEL_UNAVAILABLE where a local server can't start, REQUEST_REFUSED where the server refuses
-        the key or the model, QUALITY where more than `requests.failure_budget` of the finished requests failed. What was
-        answered by then is in the ledger.
+        the key or the model, QUALITY where more than `requests.failure_budget` of the finished requests failed. What
+        was answered by then is in the ledger.
         """
         keys = [call.key(self._identity) for call in calls]
         todo = {key: call for key, call in zip(keys, calls, strict=True) if self._ledger.get(key) is None}

@@ -1,8 +1,8 @@
 """Measure one model on the embedded suite: lm-eval for what is right or wrong, our own passes for text.
 
 In: a causal language model, its tokenizer, the domain test items and the held-out conversations. Out: one row an item
-(`records.SAMPLES`), from which every figure is computed. `suite` chooses the items from the seed alone, so that base and
-every variant answer the same ones; `answer` and `read` then ask a model. docs/evaluation.md explains every measure.
+(`records.SAMPLES`), from which every figure is computed. `suite` chooses the items from the seed alone, so that base
+and every variant answer the same ones; `answer` and `read` then ask a model. docs/evaluation.md explains every measure.
 """
 
 import json
@@ -41,8 +41,8 @@ class Suite:
 def suite(domain_test: Sequence[Row], heldout: Sequence[Row], settings: Evaluate, seed: int) -> Suite:
     """Choose the items: `settings` says how many of each, `seed` which.
 
-    `domain_test` are rows of `records.DOMAIN_TEST`, `heldout` of `records.HELDOUT`. A measure without items is left out.
-    Raises `UserError` where a multiple-choice or exact item is more than one user turn.
+    `domain_test` are rows of `records.DOMAIN_TEST`, `heldout` of `records.HELDOUT`. A measure without items is left
+    out. Raises `UserError` where a multiple-choice or exact item is more than one user turn.
     """
 
     def domain(kind: str, count: int) -> list[Row]:
@@ -88,7 +88,7 @@ def _texts(rows: Sequence[Row], key: str) -> list[Row]:
 
 def be_quiet() -> None:
     """Keep lm-eval and what it imports offline and off the terminal; call it before they are imported."""
-    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false")
+    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for name in ("lm_eval", "datasets", "transformers", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -152,10 +152,13 @@ def answer(model: Any, tokenizer: Any, tasks: dict[str, list[Row]], settings: Ev
             chat_template_args={"strftime_now": chat.TODAY.strftime},
             advance=progress.advance,
         )
-        result = lm_eval.simple_evaluate(
-            model=harness,
-            tasks=[_configured(measure, rows, tokenizer, settings, Path(folder)) for measure, rows in tasks.items()],
-            task_manager=TaskManager(include_path=str(TASKS), include_defaults=False),
+        configured = [_configured(measure, rows, tokenizer, settings, Path(folder)) for measure, rows in tasks.items()]
+        manager = TaskManager(include_path=str(TASKS), include_defaults=False)
+        # In a group, keys override a task's YAML. `evaluate`, and not `simple_evaluate` around it: that one also runs
+        # git and pip to describe the machine, in figures that must not depend on it.
+        result = lm_eval.evaluate(
+            lm=harness,
+            task_dict=manager.load([{"group": "embedded", "task": configured}]),
             apply_chat_template=True,
             bootstrap_iters=0,
             log_samples=True,
@@ -200,12 +203,19 @@ def _sample(measure: str, sample: Row) -> Row:
 
 
 def read(
-    model: Any, tokenizer: Any, measure: str, texts: list[Row], settings: Evaluate, reference: Any = None, label: str = ""
+    model: Any,
+    tokenizer: Any,
+    measure: str,
+    texts: list[Row],
+    settings: Evaluate,
+    reference: Any = None,
+    label: str = "",
 ) -> list[Row]:
-    """Bits per byte of the assistant's turns in `texts`; with `reference` (base) or for `own_text` the KL rows as well.
+    """Bits per byte of the assistant's turns in `texts`; for `own_text` the rows of KL(reference || model) as well.
 
-    A value is an item's bits over its bytes, its weight the bytes; for `own_kl` nats a token and tokens. Base against
-    itself is 0 by definition and takes no pass. Items longer than the model's context are left out and counted on stderr.
+    A value is an item's bits over its bytes, its weight the bytes; for `own_kl` nats a token and tokens, 0 without a
+    reference: base against itself takes no pass. Empty items and items longer than the model's context are left out
+    and counted on stderr.
     """
     context = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
     encoded = [(row, chat.encode(tokenizer, row["messages"])) for row in texts]

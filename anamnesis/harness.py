@@ -13,60 +13,90 @@ from lm_eval.models.huggingface import HFLM
 class SharedContextLM(HFLM):
     """An `HFLM` whose log-likelihood requests with equal contexts share one pass over it.
 
-    The options then continue from its key-value cache. With four options of ten tokens after sixty that is a third of the
-    tokens; the scores are those of `HFLM` to rounding (a test compares them). `advance` is called after every request.
+    The options then continue from its key-value cache. With four options of ten tokens after sixty that is a third of
+    the tokens; the scores are those of `HFLM` to rounding (a test compares them). `advance` is called after every
+    request.
     """
 
     def __init__(self, *args: Any, advance: Callable[[], None] = lambda: None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.set_cache_hook(_Counter(advance))
 
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """`HFLM.loglikelihood` without its progress bars."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
+        """`HFLM.generate_until` without its progress bar."""
+        return super().generate_until(requests, disable_tqdm=True)
+
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """For each (strings, context ids, continuation ids): the continuation's log-likelihood, and whether it is greedy.
+        """For each (strings, context ids, continuation ids): the continuation's log-likelihood, and is it greedy.
 
         Falls back to `HFLM`'s own where the model's cache can't be repeated or a request is longer than its context.
         """
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index, (_, context, _) in enumerate(requests):
-            groups.setdefault(tuple(context), []).append(index)
         if any(len(context) + len(continuation) > self.max_length for _, context, continuation in requests):
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
         found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        for context, indices in groups.items():
-            scores = self._continuations(context, [requests[index][2] for index in indices])
+        for batch in self._batches(requests):
+            scores = self._continuations(
+                [requests[indices[0]][1] for indices in batch],
+                [[requests[index][2] for index in indices] for indices in batch],
+            )
             if scores is None:
                 return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
-            for index, score in zip(indices, scores, strict=True):
+            for index, score in zip((index for indices in batch for index in indices), scores, strict=True):
                 found[index] = score
                 self.cache_hook.add_partial("loglikelihood", requests[index][0], score)
         return found
 
-    def _continuations(self, context: tuple[int, ...], options: list[list[int]]) -> list[tuple[float, bool]] | None:
-        """Score every option after `context`; None where the cache can't be repeated."""
+    def _batches(self, requests: list[Any]) -> list[list[list[int]]]:
+        """Indices of requests by context, in batches of contexts of one length with equally many options."""
+        by_context: dict[tuple[int, ...], list[int]] = {}
+        for index, (_, context, _) in enumerate(requests):
+            by_context.setdefault(tuple(context), []).append(index)
+        level: dict[tuple[int, int], list[list[int]]] = {}
+        for context, indices in by_context.items():
+            level.setdefault((len(context), len(indices)), []).append(indices)
+        size = int(self.batch_size)
+        return [level[key][at : at + size] for key in sorted(level) for at in range(0, len(level[key]), size)]
+
+    def _continuations(
+        self, contexts: list[list[int]], options: list[list[list[int]]]
+    ) -> list[tuple[float, bool]] | None:
+        """Score every option after its context, in the order given; None where the cache can't be repeated."""
+        flat = [option for of_context in options for option in of_context]
+        longest = max(map(len, flat))
+        # Padded on the right, where nothing that counts can see it; the last token predicts nothing we need.
+        ids = torch.zeros(len(flat), longest, dtype=torch.long)
+        for place, option in enumerate(flat):
+            ids[place, : len(option)] = torch.tensor(option)
+        ids = ids.to(self.device)
         with torch.inference_mode():
-            begun = self.model(torch.tensor([context], device=self.device), use_cache=True, logits_to_keep=1)
+            begun = self.model(torch.tensor(contexts, device=self.device), use_cache=True, logits_to_keep=1)
             cache = begun.past_key_values
             if not hasattr(cache, "batch_repeat_interleave"):
                 return None
-            log_p = begun.logits[:, -1:].float().log_softmax(-1).expand(len(options), -1, -1)
-            longest = max(map(len, options))
+            each = len(options[0])
+            scored = [_scores(begun.logits.repeat_interleave(each, dim=0), ids[:, :1])]
             if longest > 1:
-                # Padded on the right, where nothing that counts can see it; the last token predicts nothing we need.
-                ids = torch.zeros(len(options), longest - 1, dtype=torch.long, device=self.device)
-                for place, option in enumerate(options):
-                    ids[place, : len(option) - 1] = torch.tensor(option[:-1])
-                cache.batch_repeat_interleave(len(options))
-                rest = self.model(ids, past_key_values=cache, use_cache=True).logits.float().log_softmax(-1)
-                log_p = torch.cat([log_p, rest], dim=1)  # [options, longest, vocabulary]
-        scores = []
-        for place, option in enumerate(options):
-            targets = torch.tensor(option, device=self.device)
-            own = log_p[place, : len(option)]
-            greedy = bool((own.argmax(-1) == targets).all())
-            scores.append((float(own.gather(1, targets.unsqueeze(1)).sum()), greedy))
-        return scores
+                cache.batch_repeat_interleave(each)
+                rest = self.model(ids[:, :-1], past_key_values=cache, use_cache=True).logits
+                scored.append(_scores(rest, ids[:, 1:]))
+        log_p = torch.cat([part for part, _ in scored], dim=1).tolist()
+        greedy = torch.cat([part for _, part in scored], dim=1).tolist()
+        return [
+            (sum(log_p[place][: len(option)]), all(greedy[place][: len(option)])) for place, option in enumerate(flat)
+        ]
+
+
+def _scores(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of `targets` [rows, length] by `logits` [rows, length, vocabulary]; is each the likeliest."""
+    logits = logits.float()
+    own = logits.gather(2, targets.unsqueeze(2)).squeeze(2)
+    return own - logits.logsumexp(-1), logits.argmax(-1) == targets
 
 
 class _Counter:

@@ -1,16 +1,18 @@
 """The general items of the embedded suite: shipped files, and arithmetic made by a generator.
 
 All are written for this project, from no benchmark: instructions.jsonl (prompts with constraints a program can check),
-general.jsonl (questions with answers of 40 to 75 words), and the templates below. A selection depends on the seed and the
-item only, never on a model, and a smaller one is a part of a larger one.
+general.jsonl (questions with answers of 40 to 75 words), and the templates below. A selection depends on the seed and
+the item only, never on a model, and a smaller one is a part of a larger one.
 """
 
+import itertools
 import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from anamnesis.errors import UserError
 from anamnesis.records import digest, seed_of
 
 FOLDER = Path(__file__).parent / "items"
@@ -27,8 +29,8 @@ def pick(rows: Sequence[dict[str, Any]], key: str, count: int, seed: int) -> lis
     return sorted(rows, key=lambda row: digest("item", seed, row[key]))[:count]
 
 
-# Arithmetic: how a question is made from a seeded random source. Each gives the question, the answer as an assistant would
-# write it with a gap for the number, and the right number.
+# Arithmetic: how a question is made from a seeded random source. Each gives the question, the answer as an assistant
+# would write it with a gap for the number, and the right number.
 Made = tuple[str, str, int]
 
 
@@ -110,20 +112,23 @@ ARITHMETIC: tuple[Callable[[random.Random], Made], ...] = (
     _boxes,
 )
 CHOICES = 4
+MOST_ARITHMETIC = 2000  # the templates give about 3,600 different questions; the last ones take long to hit upon
 
 
 def arithmetic(count: int, seed: int) -> list[dict[str, Any]]:
-    """`count` different multiple-choice questions: item_id, question, choices (whole answers) and gold, the right index.
+    """`count` different multiple-choice questions: item_id, question, choices (whole answers), gold (the right index).
 
-    The kinds take turns. Wrong numbers are near the right one and have as many digits, since a likelihood prefers fewer.
+    The kinds take turns. Wrong numbers are near the right one and have as many digits: a likelihood prefers fewer.
+    Raises `UserError` above `MOST_ARITHMETIC`.
     """
+    if count > MOST_ARITHMETIC:
+        raise UserError(f"evaluate.arithmetic: {count} asked for, and there are no more than {MOST_ARITHMETIC}")
     made: dict[str, dict[str, Any]] = {}
-    attempt = 0
-    while len(made) < count:
-        kind = ARITHMETIC[len(made) % len(ARITHMETIC)]
+    for attempt in itertools.count():
+        if len(made) == count:
+            break
         draw = random.Random(seed_of("arithmetic", seed, attempt))
-        attempt += 1
-        question, answer, right = kind(draw)
+        question, answer, right = ARITHMETIC[attempt % len(ARITHMETIC)](draw)
         if question in made:
             continue
         numbers = [right, *_near(right, draw)]
@@ -138,10 +143,10 @@ def arithmetic(count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def _near(right: int, draw: random.Random) -> list[int]:
-    """Three different wrong numbers with as many digits as `right`: slips of one, two and ten first, then further off."""
+    """Three wrong numbers with as many digits as `right`: two slips of one, two or ten, then one further off."""
     slips = [right + step for step in (-10, -2, -1, 1, 2, 10)]
     wider = [right + step for step in (-9, -8, -7, -6, -5, -4, -3, 3, 4, 5, 6, 7, 8, 9)]
-    level = [[n for n in group if n >= 0 and len(str(n)) == len(str(right))] for group in (slips, wider)]
+    level = [[n for n in group if n > 1 and len(str(n)) == len(str(right))] for group in (slips, wider)]
     for group in level:
         draw.shuffle(group)
     return (level[0][:2] + level[1] + level[0][2:])[: CHOICES - 1]

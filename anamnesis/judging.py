@@ -61,7 +61,7 @@ def parse_score(reply: str) -> int | None:
 
 
 def expected_score(logprobs: dict[str, float] | None) -> float | None:
-    """Expectation over the natural-log probabilities of the tokens 1..5; None where they hold next to no probability."""
+    """Expectation over the natural-log probabilities of the tokens 1..5; None where they hold hardly any."""
     mass = dict.fromkeys(DIGITS, 0.0)
     for token, logprob in (logprobs or {}).items():
         if token.strip() in mass:

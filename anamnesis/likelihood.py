@@ -11,13 +11,13 @@ from typing import Any
 
 from anamnesis.chat import Encoded
 
-# Elements of one pass's logits (sequences x positions x vocabulary): 256 MiB in fp32, twice that with a reference model.
+# Elements of one pass's logits (sequences x positions x vocabulary): 256 MiB in fp32, twice that with a reference.
 LOGITS = 2**26
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """One conversation: the supervised tokens' surprise in bits, and KL(reference || model) summed over them in nats."""
+    """One conversation: its supervised tokens' surprise in bits, and KL(reference || model) summed in nats."""
 
     tokens: int
     bits: float
@@ -29,7 +29,8 @@ def batches(lengths: Sequence[int], vocabulary: int, batch_size: int) -> list[li
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     found: list[list[int]] = []
     for index in order:
-        if found and len(found[-1]) < batch_size and (len(found[-1]) + 1) * lengths[found[-1][0]] * vocabulary <= LOGITS:
+        rows = len(found[-1]) + 1 if found else 0
+        if 0 < rows <= batch_size and rows * lengths[found[-1][0]] * vocabulary <= LOGITS:
             found[-1].append(index)
         else:
             found.append([index])

@@ -118,7 +118,7 @@ class Probe(Section):
 class Serve(Section):
     """The local vLLM server; these change what it returns, so stages depend on them."""
 
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: bfloat16 where it is fast
     max_model_len: Annotated[int, Field(ge=256)] = 2048
     vllm_args: list[str] = []
 

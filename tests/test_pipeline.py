@@ -46,7 +46,7 @@ def _code_of(stage: str) -> set[str]:
     script = ROOT / "stages" / f"{stage.removesuffix('-base')}.py"
     files = _closure(script)
     text = "".join(file.read_text(encoding="utf-8") for file in files)
-    beside = {name for name in re.findall(r"[\"'](stages/sql/[\w./]+|conf/[\w./]+|prompts/[\w./]+)[\"']", text)}
+    beside = set(re.findall(r"[\"'](stages/sql/[\w./]+|conf/[\w./]+|prompts/[\w./]+)[\"']", text))
     return {str(file.relative_to(ROOT)) for file in files} | beside
 
 

@@ -40,8 +40,8 @@ def test_mcnemar_by_hand(gained, lost, p):
 
 
 def test_mcnemar_agrees_with_the_chi_square_form_in_a_large_table():
-    # 150 against 86 discordant pairs (Agresti, Categorical Data Analysis, the approval-rating table): the textbook's
-    # uncorrected statistic is (86 - 150)**2 / (86 + 150) = 17.36, p = 3e-5; exact and asymptotic agree to a factor of 2.
+    # 86 and 150 discordant pairs (the approval-rating table of Agresti, Categorical Data Analysis): the textbook's
+    # uncorrected statistic is (86 - 150)**2 / (86 + 150) = 17.36, p = 3e-5; the exact test agrees to a factor of 2.
     asymptotic = scipy_stats.chi2.sf((86 - 150) ** 2 / (86 + 150), 1)
     assert asymptotic / 2 < stats.mcnemar(86, 150) < asymptotic * 2
 
@@ -140,9 +140,9 @@ def test_interval_agrees_with_a_plain_loop():
 
 
 def test_interval_covers_the_truth_about_as_often_as_it_says():
-    # 300 synthetic experiments of 40 weighted items; the interval says 95 %. Binomial noise at 300 is +-1.3 points (one
-    # standard deviation), the percentile method is a little narrow at 40: 0.90..0.98 holds for a sound interval and fails
-    # for one that ignores the weights' spread, the pairing or a tail.
+    # 300 synthetic experiments of 40 weighted items; the interval says 95 %. Binomial noise at 300 is 1.3 points (one
+    # standard deviation) and the percentile method is a little narrow at 40: 0.90..0.98 holds for a sound interval and
+    # fails for one that ignores the weights' spread, the pairing or a tail.
     covered = 0
     for experiment in range(300):
         generator = np.random.default_rng(experiment)
