@@ -23,8 +23,8 @@ TODAY = datetime.datetime(2025, 1, 1)
 class Encoded:
     """One conversation: `ids` and `supervised` have equal length; `supervised[j]` says that token j is a target."""
 
-    ids: list[int]
-    supervised: list[bool]
+    ids: Sequence[int]
+    supervised: Sequence[int]  # of truth values
 
 
 def render(tokenizer: Any, messages: Sequence[Message], generate: bool = False) -> str:

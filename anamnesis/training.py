@@ -29,6 +29,7 @@ from typing import Any
 
 from anamnesis import chat, packing
 from anamnesis.errors import QUALITY, UserError
+from anamnesis.hardware import cores, multiplies_bf16
 from anamnesis.params import Train
 from anamnesis.progress import Progress
 from anamnesis.records import seed_of
@@ -39,7 +40,6 @@ LATEST = "latest.json"
 KEPT_CHECKPOINTS = 2
 AUDITED_ROWS = 3
 SHOWN_CHARACTERS = 600  # of an audited row, at each end
-CPUINFO = Path("/proc/cpuinfo")
 LEAK_TOLERANCE = 0.05  # in logits; what leaks moves them by whole units, what doesn't by nothing
 
 
@@ -227,7 +227,7 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
 
 
 def _threads(processes: int) -> int:
-    return max(1, (os.cpu_count() or 1) // processes)
+    return max(1, len(cores()) // processes)
 
 
 def _end_with_the_launcher() -> None:
@@ -305,13 +305,6 @@ def engine_config(run: Run, world: int) -> dict[str, Any]:
     return config
 
 
-def has_bf16_instructions(cpuinfo: Path) -> bool:
-    """Whether this CPU multiplies bf16 numbers itself, by its flags; true where there is no file to tell."""
-    if not cpuinfo.exists():
-        return True
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(cpuinfo.read_text(encoding="utf-8").split()))
-
-
 def make_engine(run: Run, world: int, device: str) -> Any:
     """A DeepSpeed engine around the model, in the dtype of `precision`, with torch's fused AdamW.
 
@@ -337,7 +330,8 @@ def make_engine(run: Run, world: int, device: str) -> Any:
     finally:
         del partitioned
     model.to(device)
-    matrices, others = [], []  # norms and biases are not decayed
+    matrices: list[Any] = []
+    others: list[Any] = []  # norms and biases, which are not decayed
     for parameter in model.parameters():
         (matrices if len(getattr(parameter, "ds_shape", parameter.shape)) > 1 else others).append(parameter)
     groups = [
@@ -687,7 +681,7 @@ def train(run: Run) -> None:
         }
         if ranks.rank == 0:
             _print_audit(audit)
-            if settings.precision == "bf16" and ranks.device == "cpu" and not has_bf16_instructions(CPUINFO):
+            if settings.precision == "bf16" and ranks.device == "cpu" and not multiplies_bf16():
                 _say("this CPU has no bf16 instructions: train.precision: fp32 is several times faster here")
         engine = make_engine(run, ranks.world, ranks.device)
         if settings.packing and (moved := leak(engine.module, ranks.device)) > LEAK_TOLERANCE:

@@ -47,7 +47,7 @@ AFTER_THE_MIX = {"mix", "train@committee", "evaluate@committee", "report"}
 class Checkout:
     """A clone of this checkout with its own git history, params at the smallest size, and a count of model calls."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, model: Path):
         self.folder = folder
         listed = subprocess.run(
             ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -56,7 +56,7 @@ class Checkout:
             if (ROOT / name).is_file() and name != "dvc.lock" and not name.startswith("metrics/"):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
-        self.set(_smallest)
+        self.set(lambda params: _smallest(params, model))
         self.git("init", "-q")
         self.commit("smallest size")
 
@@ -101,10 +101,11 @@ class Checkout:
         return json.loads((self.folder / "metrics/summary.json").read_text(encoding="utf-8"))
 
 
-def _smallest(params: dict[str, Any]) -> None:
+def _smallest(params: dict[str, Any], model: Path) -> None:
+    """Two members and judges on one set of weights, two variants, a handful of everything."""
     for section, values in SECTIONS_AT_ONCE.items():
         params[section].update(values)
-    params["models"] = {"smollm2": params["models"]["smollm2"], "twin": dict(params["models"]["smollm2"])}
+    params["models"] = {name: {"uri": f"path:{model}", "licence": "Apache-2.0"} for name in ("smollm2", "twin")}
     params["committee"] = {"smollm2": {"sampling": dict(SHORT)}, "twin": {"sampling": dict(SHORT, temperature=0.9)}}
     params["judges"] = {"smollm2": {"mode": "expected"}, "twin": {"mode": "expected"}}
     params["variants"] = {
@@ -114,8 +115,8 @@ def _smallest(params: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    made = Checkout(tmp_path_factory.mktemp("clone of anamnesis"))  # the path has spaces
+def checkout(tmp_path_factory: pytest.TempPathFactory, smollm2_dir: Path) -> Checkout:
+    made = Checkout(tmp_path_factory.mktemp("clone of anamnesis"), smollm2_dir)  # the path has spaces
     made.first = made.repro()  # type: ignore[attr-defined]
     made.commit("first run")
     return made

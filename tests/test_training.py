@@ -175,15 +175,6 @@ def test_what_a_checkpoint_must_agree_with(monkeypatch: pytest.MonkeyPatch) -> N
     assert len({key, *others}) == 5
 
 
-def test_cpu_flags(tmp_path: Path) -> None:
-    flags = tmp_path / "cpuinfo"
-    flags.write_text("flags\t: fpu avx512f avx512_vnni\n")
-    assert not training.has_bf16_instructions(flags)
-    flags.write_text("flags\t: fpu avx512f avx512_bf16\n")
-    assert training.has_bf16_instructions(flags)
-    assert training.has_bf16_instructions(tmp_path / "none")
-
-
 def test_impossible_batches() -> None:
     with pytest.raises(ValidationError, match="global_batch"):
         Train(learning_rate=1e-4, global_batch=6, micro_batch=2, processes=2)
@@ -400,10 +391,12 @@ def deterministic(curve: Path) -> list[list[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_kill_and_resume(precision: str, training_project: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(
+    "settings", [{"precision": "fp32"}, {"precision": "bf16"}, {"precision": "fp32", "zero": 3, "processes": 2}]
+)
+def test_kill_and_resume(settings: dict[str, Any], training_project: Callable[..., Path]) -> None:
     """Killed at a random step, then run again: the bytes of a run that was never killed."""
-    folder = training_project(precision=precision, checkpoint_steps=2, global_batch=2)
+    folder = training_project(checkpoint_steps=2, global_batch=2, **settings)
     tuned, curve = folder / "models/tuned/committee", folder / "metrics/train/committee.csv"
     err = finished(folder)
     assert not (folder / "checkpoints/committee").exists()
