@@ -88,7 +88,7 @@ def _texts(rows: Sequence[Row], key: str) -> list[Row]:
 
 def be_quiet() -> None:
     """Keep lm-eval and what it imports offline and off the terminal; call it before they are imported."""
-    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TQDM_DISABLE="1")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for name in ("lm_eval", "datasets", "transformers", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)

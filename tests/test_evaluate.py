@@ -462,6 +462,7 @@ def test_the_stage_twice_gives_the_same_bytes_and_the_same_weights_differ_nowher
         done = stage(folder, name)
         assert done.returncode == 0, done.stderr
         assert done.stdout == ""
+        assert all(line.startswith(f"evaluate {name}: ") for line in done.stderr.splitlines()), done.stderr
         metrics, samples = (folder / f"metrics/eval/{name}.json", folder / f"data/samples/{name}.parquet")
         outputs.append((metrics.read_bytes(), samples.read_bytes(), records.read(samples, records.SAMPLES)))
     assert outputs[0][:2] == outputs[1][:2]
