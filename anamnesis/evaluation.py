@@ -140,6 +140,7 @@ def answer(model: Any, tokenizer: Any, tasks: dict[str, list[Row]], settings: Ev
     import lm_eval
     from lm_eval.tasks import TaskManager
 
+    from anamnesis import constraints  # noqa: F401 (named by a task: imported here, its data are never asked for)
     from anamnesis.harness import SharedContextLM
 
     datasets.disable_progress_bars()
@@ -217,7 +218,7 @@ def read(
     reference: base against itself takes no pass. Empty items and items longer than the model's context are left out
     and counted on stderr.
     """
-    context = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
     encoded = [(row, chat.encode(tokenizer, row["messages"])) for row in texts]
     usable = [
         (row, tokens)

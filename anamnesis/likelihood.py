@@ -53,7 +53,7 @@ def measure(
 
     found: list[Likelihood | None] = [None] * len(encoded)
     device = next(model.parameters()).device
-    for batch in batches([len(row.ids) for row in encoded], model.config.vocab_size, batch_size):
+    for batch in batches([len(row.ids) for row in encoded], model.config.get_text_config().vocab_size, batch_size):
         # Padded on the right and without a mask: in a causal model nothing before the padding can see it.
         ids = torch.zeros(len(batch), len(encoded[batch[0]].ids), dtype=torch.long)
         for place, index in enumerate(batch):

@@ -81,7 +81,7 @@ def test_general_items():
 
 
 def test_instruction_items():
-    importlib.import_module("anamnesis.tasks.instructions")  # first: it keeps the registry from trying a download
+    importlib.import_module("anamnesis.constraints")  # first: it keeps the registry from trying a download
     from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
 
     rows = items.shipped("instructions")
@@ -260,7 +260,7 @@ EXPECTED_FOLLOWED = [
     ids=[f"{kind}-{len(good)}" for kind, _, good, _ in EXPECTED_FOLLOWED],
 )
 def test_checkers_tell_obeyed_from_broken(kind, kwargs, good, bad):
-    from anamnesis.tasks.instructions import process_results
+    from anamnesis.constraints import process_results
 
     doc = {"prompt": "?", "instruction_id_list": [kind], "kwargs": [kwargs]}
     assert process_results(doc, [good]) == {"followed": 1}
@@ -274,7 +274,7 @@ def test_every_kind_of_constraint_is_in_the_table():
 
 
 def test_two_constraints_must_both_hold():
-    from anamnesis.tasks.instructions import process_results
+    from anamnesis.constraints import process_results
 
     doc = {
         "prompt": "?",
@@ -291,7 +291,7 @@ def test_importing_the_checkers_neither_downloads_nor_prints(tmp_path):
         "import socket, nltk\n"
         "def refuse(*args, **kwargs): raise SystemExit('tried the network')\n"
         "socket.socket.connect = nltk.download = refuse\n"
-        "import anamnesis.tasks.instructions\n"
+        "import anamnesis.constraints\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -1,4 +1,7 @@
-"""Scoring for instructions_followed.yaml: IFEval's own checkers, imported without their attempt to download data."""
+"""Does an answer obey its prompt? IFEval's own checkers, imported without their attempt to download data.
+
+tasks/instructions_followed.yaml names `process_results`. Imports lm-eval, so import it only where a model is asked.
+"""
 
 from typing import Any
 from unittest import mock
