@@ -1,7 +1,8 @@
 """What the choices in training buy, side by side in one run: CPU time of forward and backward passes on the target.
 
 Run: python bench/training.py          (after `dvc repro models`; some minutes on two cores)
-Each pair is measured in turns on the same examples. Figures are tokens a second of CPU time; compare them inside a row.
+Each pair is measured in turns on the same examples. Figures are tokens a second of CPU time, best of three turns:
+compare them inside a line.
 """
 
 import sys
@@ -17,23 +18,20 @@ from anamnesis import training
 from anamnesis.chat import Encoded, encode
 from anamnesis.packing import IGNORE, Rows, lay_out, pack
 
-ROUNDS = 1
-CAPACITY = 200
+TURNS = 3
+CAPACITY = 256
 QUESTION = "Which of these birds stands still in shallow water until a fish comes near, and what is it waiting for? "
 ANSWER = "A heron: it waits for a small fish to swim within reach of its neck, and then it strikes without a sound. "
 
 
-def conversations(tokenizer: Any, question: int, answer: int) -> list[Encoded]:
-    """Four conversations of different lengths, of about so many sentences."""
+def conversations(tokenizer: Any, question: int, answers: list[int]) -> list[Encoded]:
+    """A conversation for each length in `answers`: so many sentences, to a question of `question` sentences."""
     return [
         encode(
             tokenizer,
-            [
-                {"role": "user", "content": QUESTION * (question + number % 2)},
-                {"role": "assistant", "content": ANSWER * (answer + number % 3)},
-            ],
+            [{"role": "user", "content": QUESTION * question}, {"role": "assistant", "content": ANSWER * answer}],
         )
-        for number in range(4)
+        for answer in answers
     ]
 
 
@@ -51,18 +49,19 @@ def all_logits(model: Any, batch: Rows, device: str) -> Any:
 
 
 def compare(name: str, tokens: int, ways: dict[str, tuple[Any, Callable[..., Any], list[Rows]]]) -> None:
-    """Time every way in turns and print tokens a CPU second and the ratio of the last to the first."""
-    spent = dict.fromkeys(ways, 0.0)
-    for turn in range(ROUNDS + 1):
+    """Run every way in turns; print tokens a CPU second of its best turn and the ratio of the last to the first."""
+    best = dict.fromkeys(ways, float("inf"))
+    for _ in range(TURNS):
         for way, (model, loss, batches) in ways.items():
             start = time.process_time()
             for batch in batches:
                 loss(model, batch, "cpu").backward()
+            best[way] = min(best[way], time.process_time() - start)
             model.zero_grad()
-            spent[way] += (time.process_time() - start) * (turn > 0)  # the first turn warms up
-    rates = {way: tokens * ROUNDS / seconds for way, seconds in spent.items()}
+    rates = {way: tokens / seconds for way, seconds in best.items()}
     first, *_, last = rates.values()
-    print(f"{name}: " + ", ".join(f"{way} {rate:.0f}" for way, rate in rates.items()) + f"; ratio {last / first:.2f}")
+    line = f"{name}: " + ", ".join(f"{way} {rate:.0f}" for way, rate in rates.items()) + f"; ratio {last / first:.2f}"
+    print(line, flush=True)
 
 
 def main() -> None:
@@ -78,7 +77,7 @@ def main() -> None:
         AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").train()
         for dtype in (torch.float32, torch.bfloat16)
     )
-    mixed, short = conversations(tokenizer, 1, 2), conversations(tokenizer, 3, 0)
+    mixed, short = conversations(tokenizer, 1, [6, 1, 2, 1]), conversations(tokenizer, 4, [0, 1])
     mixed_sequences, short_sequences = (
         [
             [examples[index] for index in sequence]
