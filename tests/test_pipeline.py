@@ -105,7 +105,6 @@ def test_heavy_packages_are_imported_where_they_are_used() -> None:
     heavy = {"torch", "deepspeed", "vllm", "lm_eval", "transformers", "matplotlib"}
     files = [*(ROOT / "anamnesis").rglob("*.py"), *(ROOT / "stages").rglob("*.py")]
     late = {file for file in files if heavy & {name.split(".")[0] for name in _at_the_top(file)}}
-    late = {file for file in late if "tasks" not in file.parts}  # lm-eval loads these by their path
     names = {f"anamnesis.{file.stem}" for file in late}
     assert all(file.parent.name == "anamnesis" for file in late)
     for file in files:
