@@ -69,6 +69,7 @@ def test_rules_that_dvc_imposes(stage: str) -> None:
     entry = STAGES[stage]
     assert re.fullmatch(r"python -m stages\.\w+( .+)?", entry["cmd"])
     assert "always_changed" not in entry
+    assert len(entry["deps"]) == len(set(entry["deps"]))
     for output in entry.get("outs", []):
         options = next(iter(output.values())) if isinstance(output, dict) else {}
         assert "cache" not in options, "cache: false on an out turns the run cache off"
