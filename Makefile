@@ -28,8 +28,9 @@ repro: setup
 	  echo "error: this folder is no git repository and DVC needs one: git init && git add -A && git commit -m start" >&2; \
 	  exit 2; }
 	@if [ -n "$$PRESET" ]; then scripts/preset.sh "$$PRESET"; fi
-	@python -m dvc repro
-	@if [ -f report.md ]; then cat report.md; fi
+	@start=$$(mktemp); trap 'rm -f "$$start"' EXIT; python -m dvc repro; \
+	if [ report.md -ot "$$start" ]; then cat report.md; fi; \
+	echo "The page: $(CURDIR)/report.html"
 
 test: setup
 	@python -m pytest $(ARGS)

@@ -31,5 +31,6 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.code) from None
     except KeyboardInterrupt:
-        print("interrupted: finished calls are in the ledger, `dvc repro` goes on from here", file=sys.stderr)
+        line = "interrupted: answered calls and training's last checkpoint are kept; `dvc repro` goes on"
+        print(line, file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None

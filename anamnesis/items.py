@@ -15,11 +15,11 @@ from typing import Any
 from anamnesis.errors import UserError
 from anamnesis.records import digest, seed_of
 
-FOLDER = Path(__file__).parent / "items"
+FOLDER = Path(__file__).parent / "shipped"
 
 
 def shipped(name: str) -> list[dict[str, Any]]:
-    """The rows of anamnesis/items/<name>.jsonl, in file order."""
+    """The rows of anamnesis/shipped/<name>.jsonl, in file order."""
     with open(FOLDER / f"{name}.jsonl", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 

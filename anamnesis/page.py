@@ -6,15 +6,14 @@ nothing, and a Content-Security-Policy says so. Nothing in it depends on the clo
 
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from anamnesis import figures, results, tallies
-from anamnesis.instruction_types import count_types, instruction_type
+from anamnesis.accounts import Account
 from anamnesis.params import Model, Params
 from anamnesis.results import Results, Row
 from anamnesis.stats import MIN_ITEMS, Comparison
@@ -24,169 +23,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 TEMPLATES = Path(__file__).with_name("templates")
-EXAMPLES = 6
 SHOWN_CHARACTERS = 3000  # of one model output
 TERMINAL_WIDTH = 120
 VARIANTS_A_TABLE = 3  # in a terminal
 MARKS = {"better": "▲", "worse": "▼"}
-
-Rows = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One response of an example; `scores` by judge, None for a missing vote."""
-
-    member: str
-    number: int
-    status: str
-    reason: str
-    text: str
-    scores: dict[str, float | None]
-    mean: float | None
-    picked: bool
-
-
-@dataclass(frozen=True)
-class Example:
-    instruction: str
-    type: str
-    answers: list[Answer]
-
-
-@dataclass(frozen=True)
-class Account:
-    """Everything the report shows, counted and compared."""
-
-    found: Results
-    funnel: tallies.Funnel
-    lengths: list[int]
-    types: dict[str, int]
-    members: list[tallies.MemberTally]
-    member_drops: dict[str, list[tallies.Drop]]
-    judges: list[tallies.JudgeTally]
-    contests: list[tallies.Contest]
-    select_drops: dict[str, list[tallies.Drop]]
-    parts: dict[str, list[tallies.Part]]
-    curves: dict[str, list[tuple[int, float]]]
-    shown_variant: str | None  # whose picks the examples mark
-    examples: list[Example]
-
-
-def reference_of(params: Params) -> str | None:
-    """The first variant that rehearses nothing: what the others are held against."""
-    return next((name for name, variant in params.variants.items() if variant.rehearsal == "none"), None)
-
-
-def taking_part(params: Params, variant: str) -> list[str]:
-    """The members whose responses one variant picks from: named by it and enabled."""
-    return [member for member in params.variants[variant].members if member in params.members()]
-
-
-def account(
-    params: Params,
-    *,
-    instructions: Rows,
-    responses: Mapping[str, Rows],
-    judgments: Mapping[str, Rows],
-    selected: Mapping[str, Rows],
-    mixed: Mapping[str, Rows],
-    samples: Mapping[str, results.Samples],
-    curves: Mapping[str, Sequence[tuple[int, float]]],
-) -> Account:
-    """Count and compare. Rows are those of records.py by member, judge or variant; `samples` has `base` as well.
-
-    Raises `UserError` where two models did not answer the same items.
-    """
-    kept = [row for row in instructions if row["status"] == "ok"]
-    shown = max(selected, key=lambda name: len(taking_part(params, name)), default=None)
-    contests = [
-        tallies.contest(name, rows, responses, taking_part(params, name), params.variants[name].samples)
-        for name, rows in selected.items()
-    ]
-    return Account(
-        found=results.results(samples, reference_of(params), params.evaluate.bootstrap, params.seed),
-        funnel=tallies.funnel(instructions),
-        lengths=[row["tokens"] for row in kept if row["tokens"] is not None],
-        types=count_types(row["text"] for row in kept),
-        members=tallies.members(responses),
-        member_drops={member: tallies.drops(rows) for member, rows in responses.items()},
-        judges=tallies.judges(judgments, responses),
-        contests=contests,
-        select_drops={name: tallies.drops(rows) for name, rows in selected.items()},
-        parts={name: tallies.composition(rows) for name, rows in mixed.items()},
-        curves={name: list(points) for name, points in curves.items()},
-        shown_variant=shown,
-        examples=[]
-        if shown is None
-        else _examples(params.seed, selected[shown], responses, judgments, params.variants[shown].judges),
-    )
-
-
-def _examples(
-    seed: int,
-    selected: Rows,
-    responses: Mapping[str, Rows],
-    judgments: Mapping[str, Rows],
-    judges: Sequence[str],
-) -> list[Example]:
-    """A seeded handful of picked instructions with every response and its scores; `judges` are those of the mean."""
-    picks = {row["instruction_id"]: row for row in selected if row["status"] == "ok"}
-    votes = {judge: {row["response_id"]: row["score"] for row in rows} for judge, rows in judgments.items()}
-    keys = tallies.example_ids(picks, EXAMPLES, seed)
-    answers: dict[str, list[Answer]] = {key: [] for key in keys}
-    for rows in responses.values():
-        shown = (row for row in rows if row["instruction_id"] in answers)
-        for row in sorted(shown, key=lambda row: (row["instruction_id"], row["sample_index"])):
-            scores = {judge: by_id.get(row["response_id"]) for judge, by_id in votes.items()}
-            given = [score for judge, score in scores.items() if judge in judges and score is not None]
-            answers[row["instruction_id"]].append(
-                Answer(
-                    member=row["member"],
-                    number=row["sample_index"] + 1,
-                    status=row["status"],
-                    reason=results.plain(row["reason"] or ""),
-                    text=row["text"] or "",
-                    scores=scores,
-                    mean=fmean(given) if given else None,
-                    picked=row["response_id"] == picks[row["instruction_id"]]["response_id"],
-                )
-            )
-    texts = {key: picks[key]["instruction"] for key in keys}
-    return [Example(texts[key], instruction_type(texts[key]), answers[key]) for key in keys]
-
-
-def summary(account: Account) -> dict[str, float | int]:
-    """The flat numbers of metrics/summary.json: comparisons first, then counts, rounded to six digits."""
-    funnel = account.funnel
-    flat: dict[str, float | int | None] = {
-        "probe.asked": funnel.asked,
-        "probe.failed": funnel.failed,
-        "probe.passed": funnel.passed,
-        "probe.kept": funnel.kept,
-        "probe.pass_share": funnel.pass_share,
-    }
-    for member in account.members:
-        flat |= {f"respond.{member.member}.{status}": count for status, count in member.statuses.items()}
-        flat[f"respond.{member.member}.mean_tokens"] = member.mean_tokens
-    for judge in account.judges:
-        flat[f"judge.{judge.judge}.scored"] = judge.scored
-        flat[f"judge.{judge.judge}.missing"] = judge.missing
-        flat[f"judge.{judge.judge}.mean"] = judge.mean
-    for contest in account.contests:
-        flat[f"select.{contest.variant}.picks"] = contest.picks
-        for win in contest.wins:
-            flat[f"select.{contest.variant}.wins.{win.member}"] = win.picks
-            flat[f"select.{contest.variant}.chance.{win.member}"] = win.chance
-    for variant, parts in account.parts.items():
-        flat[f"mix.{variant}.rows"] = sum(part.rows for part in parts)
-        flat[f"mix.{variant}.tokens"] = sum(part.tokens for part in parts)
-    for variant, points in account.curves.items():
-        flat[f"train.{variant}.steps"] = len(points)
-        if points:
-            flat[f"train.{variant}.last_loss"] = points[-1][1]
-    known = {key: value for key, value in flat.items() if value is not None}
-    return results.summary(account.found) | results.rounded(known)
 
 
 # ---------------------------------------------------------------------------------------------------------- Markdown

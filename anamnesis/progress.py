@@ -11,6 +11,11 @@ from rich.progress import Progress as RichProgress
 LINE_SECONDS = 10.0
 
 
+def say(line: str) -> None:
+    """Print one line on stderr, at once."""
+    print(line, file=sys.stderr, flush=True)
+
+
 class Progress:
     """Counts finished pieces of work. Use as a context manager and call `advance`."""
 
@@ -49,7 +54,7 @@ class Progress:
         """Print the figures as one line on stderr."""
         seconds = max(time.monotonic() - self._start, 1e-9)
         line = f"{self.label}: {self.done}/{self.total} {self.unit}, {self.done / seconds:.1f}/s"
-        print(f"{line}, {note}" if note else line, file=sys.stderr, flush=True)
+        say(f"{line}, {note}" if note else line)
 
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
         if self._bar:

@@ -6,8 +6,9 @@ A row that is not `ok` keeps its place with a reason: nothing is dropped silentl
 """
 
 import hashlib
+import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,20 @@ def write(
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file whole: never through a link to the cache, never half."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(partial, path)
+
+
+def write_metrics(path: str | Path, metrics: Mapping[str, int | float]) -> None:
+    """Write flat metrics as JSON, for `dvc metrics`."""
+    write_text(path, json.dumps(metrics, indent=2) + "\n")
 
 
 def read_table(path: str | Path, schema: pa.Schema) -> pa.Table:

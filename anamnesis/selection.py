@@ -30,6 +30,12 @@ def pool_of(text: str, instructions: pa.Table, heldout: float, seed: int, thread
     return sql.run(text, {"instructions": instructions}, parameters, threads)
 
 
+def held_out(text: str, instructions: pa.Table, heldout: float, seed: int) -> set[str]:
+    """The ids of the held-out instructions: only the target answers them, and nobody judges them."""
+    pool = pool_of(text, instructions, heldout, seed)
+    return {row["instruction_id"] for row in pool.to_pylist() if row["held_out"]}
+
+
 def select_variant(
     text: str,
     pool: pa.Table,

@@ -5,9 +5,7 @@ Out: metrics/eval/<variant>.json (flat), data/samples/<variant>.parquet (one row
 Run: python -m stages.evaluate <base|variant>
 """
 
-import json
 import sys
-from pathlib import Path
 
 from anamnesis import evaluation, records
 from anamnesis import params as settings
@@ -41,9 +39,7 @@ def main() -> None:
         samples += evaluation.read(model, tokenizer, measure, texts, params.evaluate, reference, label)
 
     records.write(f"data/samples/{variant}.parquet", samples, records.SAMPLES, ["measure", "item_id"])
-    metrics = Path(f"metrics/eval/{variant}.json")
-    metrics.parent.mkdir(parents=True, exist_ok=True)
-    metrics.write_text(json.dumps(evaluation.summary(samples), indent=2) + "\n", encoding="utf-8")
+    records.write_metrics(f"metrics/eval/{variant}.json", evaluation.summary(samples))
 
 
 if __name__ == "__main__":

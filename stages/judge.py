@@ -1,4 +1,4 @@
-"""Judge: one judge scores every complete response of the committee.
+"""Judge: one judge scores every complete response of the committee, those to held-out instructions excepted.
 
 In: data/instructions.parquet, data/responses/<member>.parquet, models/pretrained/<judge>, the judge's prompt.
 Out: data/judgments/<judge>.parquet; a missing vote is NULL with its reason.
@@ -8,7 +8,7 @@ Run: python -m stages.judge <judge>
 import sys
 from typing import Any
 
-from anamnesis import judging, records
+from anamnesis import judging, records, selection, sql
 from anamnesis import params as settings
 from anamnesis.client import Call, Client, Outcome
 from anamnesis.errors import run
@@ -36,13 +36,16 @@ def main() -> None:
 
 def read_responses(params: Params, prompt: Any) -> tuple[list[dict[str, Any]], list[list[dict[str, str]]]]:
     """The complete responses, those to one instruction together (their prompts share a prefix), and their prompts."""
-    instructions = records.read("data/instructions.parquet", records.INSTRUCTIONS)
-    text_of = {row["instruction_id"]: row["text"] for row in instructions if row["status"] == "ok"}
+    instructions = records.read_table("data/instructions.parquet", records.INSTRUCTIONS)
+    pool = selection.pool_of(
+        sql.statement("stages/sql/hold_out.sql"), instructions, params.select.heldout, params.seed
+    ).to_pylist()
+    text_of = {row["instruction_id"]: row["instruction"] for row in pool if not row["held_out"]}
     responses = [
         row
         for member in params.members()
         for row in records.read(f"data/responses/{member}.parquet", records.RESPONSES)
-        if row["status"] == "ok"
+        if row["status"] == "ok" and row["instruction_id"] in text_of
     ]
     responses.sort(key=lambda row: (row["instruction_id"], row["response_id"]))
     conversations = [

@@ -5,7 +5,6 @@ Out: data/mixed/<variant>.parquet, metrics/mix.json.
 Run: python -m stages.mix
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,8 +56,7 @@ def main() -> None:
         counts = mixing.counts(mixed)
         metrics |= {f"{name}.{key}": value for key, value in counts.items()}
         print(f"mix {name}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
-    Path("metrics").mkdir(exist_ok=True)
-    Path("metrics/mix.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    records.write_metrics("metrics/mix.json", metrics)
 
 
 if __name__ == "__main__":

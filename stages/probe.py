@@ -4,7 +4,6 @@ In: models/pretrained/<target>. Out: data/instructions.parquet, every sample wit
 Run: python -m stages.probe
 """
 
-import json
 import sys
 from collections import Counter
 from dataclasses import asdict
@@ -43,8 +42,7 @@ def main() -> None:
     good = sum(sample.status == "ok" for sample in samples)
     metrics = {"asked": len(samples), "good": good, "pass_share": round(probing.pass_share(samples), 6)}
     metrics |= {f"dropped.{reason}": n for reason, n in sorted(Counter(s.reason for s in samples if s.reason).items())}
-    Path("metrics").mkdir(exist_ok=True)
-    Path("metrics/probe.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    records.write_metrics("metrics/probe.json", metrics)
     if good < probe.instructions:
         raise UserError(
             f"probe: {good} of {probe.instructions} good instructions after {len(samples)} requests; "

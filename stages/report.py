@@ -7,12 +7,10 @@ Run: python -m stages.report
 """
 
 import csv
-import json
+import io
 import math
-import os
-from pathlib import Path
 
-from anamnesis import page, records, results
+from anamnesis import accounts, page, records, results
 from anamnesis import params as settings
 from anamnesis.errors import UserError, run
 from anamnesis.params import Params
@@ -23,14 +21,14 @@ FRONTIER = ["variant", "learnt", "forgotten", "learnt_low", "learnt_high", "forg
 def main() -> None:
     params = settings.load()
     account = read(params)
-    write("metrics/summary.json", json.dumps(page.summary(account), indent=2) + "\n")
+    records.write_metrics("metrics/summary.json", accounts.summary(account))
     write_frontier("metrics/frontier.csv", results.frontier(account.found))
-    write("report.md", page.markdown(account))
-    write("report.html", page.html(account, params))
+    records.write_text("report.md", page.markdown(account))
+    records.write_text("report.html", page.html(account, params))
     show(account)
 
 
-def read(params: Params) -> page.Account:
+def read(params: Params) -> accounts.Account:
     """Read what the report is about, by the keys of params: a file of a member or variant that is gone stays unread."""
     responses = {
         member: records.read(f"data/responses/{member}.parquet", records.RESPONSES) for member in params.members()
@@ -43,7 +41,7 @@ def read(params: Params) -> page.Account:
         for variant, setting in params.variants.items()
         if setting.rehearsal == "reconstructed"
     }
-    return page.account(
+    return accounts.account(
         params,
         instructions=records.read("data/instructions.parquet", records.INSTRUCTIONS),
         responses=responses,
@@ -69,27 +67,18 @@ def read_curve(path: str) -> list[tuple[int, float]]:
     return [point for point in points if math.isfinite(point[1])]
 
 
-def write(path: str, text: str) -> None:
-    """Write a text file whole, never through a link to the cache."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(path + ".partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(partial, path)
-
-
 def write_frontier(path: str, points: list[results.Point]) -> None:
     """The scatter's numbers, base as its origin."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path + ".partial", "w", encoding="utf-8", newline="") as file:
-        lines = csv.DictWriter(file, FRONTIER, lineterminator="\n")
-        lines.writeheader()
-        if points:
-            lines.writerow({"variant": "base"} | dict.fromkeys(FRONTIER[1:], 0.0))
-        lines.writerows(vars(point) for point in points)
-    os.replace(path + ".partial", path)
+    text = io.StringIO()
+    lines = csv.DictWriter(text, FRONTIER, lineterminator="\n")
+    lines.writeheader()
+    if points:
+        lines.writerow({"variant": "base"} | dict.fromkeys(FRONTIER[1:], 0.0))
+    lines.writerows(vars(point) for point in points)
+    records.write_text(path, text.getvalue())
 
 
-def show(account: page.Account) -> None:
+def show(account: accounts.Account) -> None:
     """Print the result table, in the terminal's width or in 120 columns where there is no terminal."""
     from rich.console import Console
 

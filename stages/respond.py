@@ -1,4 +1,4 @@
-"""Respond: one member of the committee answers every good instruction, several times.
+"""Respond: one member of the committee answers every good instruction, several times; held-out ones only the target.
 
 In: data/instructions.parquet, models/pretrained/<member>. Out: data/responses/<member>.parquet.
 Run: python -m stages.respond <member>
@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from anamnesis import params as settings
-from anamnesis import records
+from anamnesis import records, selection, sql
 from anamnesis.client import Client
 from anamnesis.errors import run
 from anamnesis.ledger import Ledger
@@ -21,8 +21,13 @@ def main() -> None:
     sampling = params.committee[member].sampling
     rows: list[dict[str, Any]] = []
     if params.models[member].enabled:
-        instructions = records.read("data/instructions.parquet", records.INSTRUCTIONS)
-        asked = [(row, i) for row in instructions if row["status"] == "ok" for i in range(sampling.samples)]
+        table = records.read_table("data/instructions.parquet", records.INSTRUCTIONS)
+        good = [row for row in table.to_pylist() if row["status"] == "ok"]
+        if member != params.target:
+            hold_out = sql.statement("stages/sql/hold_out.sql")
+            kept_back = selection.held_out(hold_out, table, params.select.heldout, params.seed)
+            good = [row for row in good if row["instruction_id"] not in kept_back]
+        asked = [(row, i) for row in good for i in range(sampling.samples)]
         calls = [respond_call(row, sampling, params.seed, index) for row, index in asked]
         model_dir = f"models/pretrained/{member}"
         with Ledger() as ledger, Client(model_dir, params.serve, params.requests, ledger) as client:

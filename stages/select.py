@@ -5,7 +5,6 @@ Out: data/selected/<variant>.parquet, data/heldout.parquet, metrics/select.json.
 Run: python -m stages.select
 """
 
-import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -49,8 +48,7 @@ def main() -> None:
         counts = selection.counts(selected, asked)
         metrics |= {f"{name}.{key}": count for key, count in counts.items()}
         print(f"select {name}: " + ", ".join(f"{key} {count}" for key, count in counts.items()))
-    Path("metrics").mkdir(exist_ok=True)
-    Path("metrics/select.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    records.write_metrics("metrics/select.json", metrics)
 
 
 def _all(folder: str, keys: list[str], schema: pa.Schema) -> pa.Table:

@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from anamnesis import cards, records, training
+from anamnesis import cards, ranks, records, training
 from anamnesis import params as settings
 from anamnesis.errors import UserError, run
 
@@ -25,9 +25,9 @@ def main() -> None:
     rows = records.read(f"data/mixed/{variant}.parquet", records.MIXED)
     model_dir = Path("models/pretrained") / params.target
     card = cards.load_card(model_dir)
-    training.choose_accelerator()
-    if train.processes > 1 and not training.in_launched_process():
-        training.launch(train.processes, ["-m", "stages.train", variant])
+    ranks.choose_accelerator()
+    if train.processes > 1 and not ranks.in_launched_process():
+        ranks.launch(train.processes, ["-m", "stages.train", variant])
         return
     conf = Path("conf/deepspeed") / f"zero{train.zero}.json"
     training.train(

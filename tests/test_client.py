@@ -200,6 +200,7 @@ def test_kill_9_repeats_no_finished_call_and_changes_no_byte(
         params["judges"] = {"fake": {"mode": "justify"}}
         params["variants"] = {"domain-only": {"rehearsal": "none"}}
         params["requests"]["concurrency"] = concurrency
+        params["select"]["heldout"] = 0.0
         folder = project(params)
         card(folder / "models/pretrained/fake", server)
         _instructions(folder, rows)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from anamnesis import chat, records, training
+from anamnesis import chat, export, packing, ranks, records, training, trainset
 from anamnesis.errors import UserError
 from anamnesis.params import Train
 
@@ -50,7 +50,7 @@ def rows_of(count: int) -> list[dict[str, Any]]:
 
 def test_audit(smollm2_tokenizer: Any) -> None:
     rows = rows_of(6)
-    examples, audit = training.encode_rows(smollm2_tokenizer, rows, 60)
+    examples, audit = trainset.encode_rows(smollm2_tokenizer, rows, 60)
     whole = [chat.encode(smollm2_tokenizer, row["messages"]) for row in rows]
     assert [len(example.ids) for example in examples] == [min(60, len(one.ids)) for one in whole]
     assert audit["rows"] == 6
@@ -68,7 +68,7 @@ def test_audit(smollm2_tokenizer: Any) -> None:
 
 def test_every_source_is_shown(smollm2_tokenizer: Any) -> None:
     rows = sorted(rows_of(9), key=lambda row: row["source"])
-    _, audit = training.encode_rows(smollm2_tokenizer, rows, 200)
+    _, audit = trainset.encode_rows(smollm2_tokenizer, rows, 200)
     sources = {row["row_id"]: row["source"] for row in rows}
     assert {sources[sample["row_id"]] for sample in audit["samples"]} == {"domain", "reconstructed"}
 
@@ -77,21 +77,21 @@ def test_rows_that_can_not_be_trained_on(smollm2_tokenizer: Any) -> None:
     rows = rows_of(3)
     rows[1]["messages"][0]["content"] = "again and again " * 40
     with pytest.raises(UserError, match=r"row row-001: .* in the first 100 tokens; raise train\.sequence_length"):
-        training.encode_rows(smollm2_tokenizer, rows, 100)
+        trainset.encode_rows(smollm2_tokenizer, rows, 100)
     rows[2]["messages"] = rows[2]["messages"][:1]
     with pytest.raises(UserError, match="row row-002: no assistant turn"):
-        training.encode_rows(smollm2_tokenizer, rows, 1000)
+        trainset.encode_rows(smollm2_tokenizer, rows, 1000)
     with pytest.raises(UserError, match="no rows"):
-        training.encode_rows(smollm2_tokenizer, [], 100)
+        trainset.encode_rows(smollm2_tokenizer, [], 100)
 
 
 def test_a_row_whose_answer_starts_at_the_cut(smollm2_tokenizer: Any) -> None:
     row = rows_of(1)[0]
     first = chat.encode(smollm2_tokenizer, row["messages"]).supervised.index(True)
-    _, audit = training.encode_rows(smollm2_tokenizer, [row], first + 1)
+    _, audit = trainset.encode_rows(smollm2_tokenizer, [row], first + 1)
     assert audit["supervised_tokens"] == 1
     with pytest.raises(UserError, match="row-000"):
-        training.encode_rows(smollm2_tokenizer, [row], first)
+        trainset.encode_rows(smollm2_tokenizer, [row], first)
 
 
 # --- steps ---
@@ -100,7 +100,7 @@ def test_a_row_whose_answer_starts_at_the_cut(smollm2_tokenizer: Any) -> None:
 @pytest.mark.parametrize(("count", "epochs", "steps"), [(8, 1, 2), (9, 1, 3), (9, 2, 6), (1, 3, 3)])
 def test_every_sequence_is_seen_once_an_epoch(count: int, epochs: int, steps: int) -> None:
     settings = Train(learning_rate=1e-4, epochs=epochs, global_batch=4)
-    batches = training.batches_of(count, settings, seed=5)
+    batches = trainset.batches_of(count, settings, seed=5)
     assert len(batches) == steps
     an_epoch = steps // epochs
     orders = [
@@ -108,9 +108,9 @@ def test_every_sequence_is_seen_once_an_epoch(count: int, epochs: int, steps: in
         for epoch in range(epochs)
     ]
     assert all(sorted(order) == list(range(count)) for order in orders)
-    assert batches == training.batches_of(count, settings, seed=5)
+    assert batches == trainset.batches_of(count, settings, seed=5)
     if count > 1:
-        assert batches != training.batches_of(count, settings, seed=6)
+        assert batches != trainset.batches_of(count, settings, seed=6)
         assert len({tuple(order) for order in orders}) == epochs
 
 
@@ -127,7 +127,7 @@ RATES = [  # (schedule, warm-up, steps) -> rates of a peak of 1
 @pytest.mark.parametrize(("schedule", "warmup", "steps", "rates"), RATES)
 def test_learning_rate(schedule: str, warmup: float, steps: int, rates: list[float]) -> None:
     settings = Train(learning_rate=1.0, schedule=schedule, warmup_fraction=warmup)
-    assert [training.learning_rate(step, steps, settings) for step in range(steps)] == pytest.approx(rates)
+    assert [trainset.learning_rate(step, steps, settings) for step in range(steps)] == pytest.approx(rates)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -161,17 +161,17 @@ def run_of(conf: dict[str, Any], **settings: Any) -> training.Run:
 
 def test_what_a_checkpoint_must_agree_with(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    ranks = training.Ranks(0, 1, "cpu")
-    key = training.fingerprint(run_of({}), ranks)
-    assert key == training.fingerprint(run_of({}, checkpoint_steps=77), ranks)
+    alone = ranks.Ranks(0, 1, "cpu")
+    key = training.fingerprint(run_of({}), alone)
+    assert key == training.fingerprint(run_of({}, checkpoint_steps=77), alone)
     others = [
-        training.fingerprint(run_of({}, learning_rate=2e-3), ranks),
-        training.fingerprint(run_of({"zero_optimization": {"stage": 1}}), ranks),
-        training.fingerprint(run_of({}), training.Ranks(0, 2, "cpu")),
+        training.fingerprint(run_of({}, learning_rate=2e-3), alone),
+        training.fingerprint(run_of({"zero_optimization": {"stage": 1}}), alone),
+        training.fingerprint(run_of({}), ranks.Ranks(0, 2, "cpu")),
     ]
     changed = run_of({})
     changed.rows[0]["messages"][1]["content"] += "!"
-    others.append(training.fingerprint(changed, ranks))
+    others.append(training.fingerprint(changed, alone))
     assert len({key, *others}) == 5
 
 
@@ -231,8 +231,8 @@ def test_the_loss_is_that_of_all_logits(small_model: Path, smollm2_tokenizer: An
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32, attn_implementation="sdpa")
-    examples, _ = training.encode_rows(smollm2_tokenizer, rows_of(4), 200)
-    batch = training.packing.lay_out([examples[:2], examples[2:]], pad_id=2)
+    examples, _ = trainset.encode_rows(smollm2_tokenizer, rows_of(4), 200)
+    batch = packing.lay_out([examples[:2], examples[2:]], pad_id=2)
     expected = 0.0
     for example in examples:
         logits = model(input_ids=torch.tensor([list(example.ids)])).logits[0].detach().log_softmax(-1)
@@ -248,7 +248,7 @@ def test_the_loss_is_that_of_all_logits(small_model: Path, smollm2_tokenizer: An
             return model(input_ids=input_ids, position_ids=position_ids, use_cache=use_cache)
 
     assert training.summed_loss(Plain(), batch, "cpu").item() == pytest.approx(expected, rel=1e-5)
-    nothing = training.summed_loss(model, training.packing.lay_out([], pad_id=2), "cpu")
+    nothing = training.summed_loss(model, packing.lay_out([], pad_id=2), "cpu")
     nothing.backward()
     assert nothing.item() == 0
     assert all(float(weight.grad.abs().max()) == 0 for weight in model.parameters())
@@ -264,7 +264,7 @@ def test_change_of_weights(tmp_path: Path) -> None:
     save_file({"a": before, "b": before.clone()}, tmp_path / "before" / "model.safetensors")
     after = before.float() + torch.tensor([1e-4, 0.5, 0.0, 0.0])  # the first is lost in bf16, the second is not
     save_file({"a": after, "tied": after.clone()}, tmp_path / "after" / "model.safetensors")
-    assert training.change(tmp_path / "before", tmp_path / "after") == {
+    assert export.change(tmp_path / "before", tmp_path / "after") == {
         "max_abs_change": 0.5,
         "changed_share": 0.5,
         "bf16_share": 0.5,
@@ -276,12 +276,12 @@ def test_change_of_weights(tmp_path: Path) -> None:
 STEPS = """
 import json, sys
 from pathlib import Path
-from anamnesis import training
+from anamnesis import export, ranks, training, trainset
 from anamnesis.params import Train
 
 def main():
     model, rows, configs = json.loads(sys.argv[1])
-    with training.process_group() as ranks:
+    with ranks.process_group() as joined:
         import deepspeed
         from transformers import AutoTokenizer
         assert deepspeed.comm.comm.cdb.shm_comm_op is None
@@ -290,24 +290,24 @@ def main():
         for config in configs:
             settings = Train(learning_rate=1e-3, sequence_length=128, **config)
             conf = json.loads(Path(f"conf/deepspeed/zero{settings.zero}.json").read_text())
-            examples, _ = training.encode_rows(tokenizer, rows, 128)
-            sequences = training.sequences_of(examples, settings)
+            examples, _ = trainset.encode_rows(tokenizer, rows, 128)
+            sequences = trainset.sequences_of(examples, settings)
             run = training.Run("x", settings, 1, rows, Path(model), "w", False, conf, Path("t"), Path("c"), Path("k"))
-            engine = training.make_engine(run, ranks.world, ranks.device)
+            engine = training.make_engine(run, joined.world, joined.device)
             curve = []
-            for step, batch in enumerate(training.batches_of(len(sequences), settings, 1)):
+            for step, batch in enumerate(trainset.batches_of(len(sequences), settings, 1)):
                 batch = [[examples[index] for index in sequences[sequence]] for sequence in batch]
-                curve.append(training.optimiser_step(engine, run, ranks, batch, step, 10, 2))
-            weights = training.master_weights(engine, ranks.rank)
+                curve.append(training.optimiser_step(engine, run, joined, batch, step, 10, 2))
+            weights = export.master_weights(engine, joined.rank)
             norm = sum(float(weight.double().pow(2).sum()) for weight in weights.values())
             results.append({"optimizer": type(engine.optimizer).__name__, "norm": norm, "curve": curve})
             engine.destroy()
-        if ranks.rank == 0:
+        if joined.rank == 0:
             print(json.dumps(results))
 
 main()
 """
-LAUNCHED = "import sys; from anamnesis import training; training.launch(2, sys.argv[1:])"
+LAUNCHED = "import sys; from anamnesis import ranks; ranks.launch(2, sys.argv[1:])"
 
 
 def run_steps(
