@@ -1,17 +1,22 @@
 """The whole pipeline at its smallest size, on the real model: what ran, what did not run again, and what came out."""
 
+import hashlib
 import json
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from fault_server import FaultServer, fault_server
 
 from anamnesis import records
 
@@ -75,19 +80,39 @@ class Checkout:
         change(params)
         file.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
 
-    def dvc(self, *arguments: str) -> str:
+    def start(self, *arguments: str, ledger: Path | None = None) -> subprocess.Popen[str]:
+        """A dvc command in a process group of its own."""
         env = {name: value for name, value in os.environ.items() if name != "ANAMNESIS_LEDGER"}
         env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
-        done = subprocess.run(
+        if ledger:
+            env["ANAMNESIS_LEDGER"] = str(ledger)
+        return subprocess.Popen(
             [sys.executable, "-m", "dvc", *arguments],
             cwd=self.folder,
             env=env,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
+            start_new_session=True,
         )
-        assert done.returncode == 0, f"dvc {arguments}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
-        return done.stdout
+
+    def dvc(self, *arguments: str, ledger: Path | None = None) -> str:
+        """What a dvc command prints."""
+        process = self.start(*arguments, ledger=ledger)
+        out, err = process.communicate()
+        assert process.returncode == 0, f"dvc {arguments}\n{out[-3000:]}\n{err[-6000:]}"
+        return out
+
+    def kill(self, *arguments: str, when: Callable[[], bool]) -> None:
+        """Start a dvc command and kill -9 it with the stage it runs, as soon as `when` is true."""
+        process = self.start(*arguments)
+        deadline = time.monotonic() + 300
+        while not when():
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
     def repro(self) -> list[str]:
         """The stages that ran, in order."""
@@ -186,3 +211,70 @@ def test_plots_and_metrics_are_readable(checkout: Checkout) -> None:
     assert "metrics/summary.json" in str(shown)
     checkout.dvc("plots", "show", "-o", "plots")
     assert (checkout.folder / "plots/index.html").exists()
+
+
+def _bytes_of(folder: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
+
+
+@pytest.mark.slow
+def test_kill_9_in_the_middle_of_training(checkout: Checkout) -> None:
+    checkout.set(lambda params: params["train"].update(epochs=5))
+    tuned, curve = checkout.folder / "models/tuned/committee", checkout.folder / "metrics/train/committee.csv"
+    checkpoint = checkout.folder / "checkpoints/committee/latest.json"
+    checkout.kill("repro", "train@committee", when=checkpoint.exists)
+    done = json.loads(checkpoint.read_text(encoding="utf-8"))["curve"]
+    checkout.dvc("repro", "train@committee")
+    with_kill = _bytes_of(tuned)
+    first_steps = curve.read_text(encoding="utf-8").splitlines()[1 : len(done) + 1]
+    assert [line.split(",")[-1] for line in first_steps] == [str(row["tokens_per_s"]) for row in done]  # not repeated
+    checkout.dvc("repro", "--force", "--single-item", "train@committee")
+    assert _bytes_of(tuned) == with_kill
+    checkout.set(lambda params: params["train"].update(epochs=1))
+
+
+@pytest.mark.slow
+def test_kill_9_in_the_middle_of_asking(checkout: Checkout, tmp_path: Path) -> None:
+    """A third member and judge behind an endpoint that counts; kills in respond and in judge."""
+    in_flight, samples = 2, 6
+    far = {"sampling": {"samples": samples, "max_tokens": 50}}
+    outputs = [checkout.folder / f"data/{folder}/far.parquet" for folder in ("responses", "judgments")]
+    with fault_server(FaultServer(delay_s=0.05)) as server:
+
+        def add(params: dict[str, Any]) -> None:
+            params["models"]["far"] = {"base_url": server.base_url, "model": "far"}
+            params["committee"]["far"], params["judges"]["far"] = far, {"mode": "justify"}
+            params["requests"]["concurrency"] = in_flight
+
+        def served() -> int:
+            return sum(server.served.values())
+
+        checkout.set(add)
+        checkout.dvc("repro", "models@far")
+        for stage in ("respond@far", "judge@far"):
+            start = served()
+            checkout.kill("repro", stage, when=lambda start=start: served() >= start + 10)
+            while server.in_flight:
+                time.sleep(0.01)
+            checkout.dvc("repro", stage)
+        asked = len(records.read(outputs[0], records.RESPONSES)) + len(records.read(outputs[1], records.JUDGMENTS))
+        assert asked > 8 * samples
+        assert len(server.served) == asked
+        assert served() <= asked + 2 * in_flight  # only what was in flight at a kill is asked again
+
+        with_kills = [file.read_bytes() for file in outputs]
+        for stage in ("respond@far", "judge@far"):
+            checkout.dvc("repro", "--force", "--single-item", stage, ledger=tmp_path / "empty.sqlite")
+        assert [file.read_bytes() for file in outputs] == with_kills
+        assert served() >= 2 * asked
+
+
+@pytest.mark.slow
+def test_the_canary_catches_a_prefix_without_its_system_block(checkout: Checkout) -> None:
+    """SmolLM2 writes junk where its own default system block is left out of the prefix."""
+    checkout.set(lambda params: params["probe"].update(prefix="<|im_start|>user\n"))
+    process = checkout.start("repro", "probe")
+    _, err = process.communicate()
+    assert process.returncode != 0
+    assert "probe canary: " in err
+    checkout.set(lambda params: params["probe"].update(prefix=None))
