@@ -152,7 +152,10 @@ def _rank_correlation(x: list[float], y: list[float]) -> float | None:
 
 
 def judges(judgments: Mapping[str, Rows], responses: Mapping[str, Rows]) -> list[JudgeTally]:
-    """Votes by judge over the complete responses; a judgment of a response that isn't there any more is not counted."""
+    """Votes by judge: stage judge wrote a row for each response it was to score, NULL where the vote is missing.
+
+    A judgment of a response that isn't there any more is not counted.
+    """
     answers = complete(responses)
     found = []
     for judge, rows in judgments.items():
@@ -163,9 +166,9 @@ def judges(judgments: Mapping[str, Rows], responses: Mapping[str, Rows]) -> list
         found.append(
             JudgeTally(
                 judge=judge,
-                asked=len(answers),
+                asked=len(rows_of),
                 scored=len(votes),
-                missing=len(answers) - len(votes),
+                missing=len(rows_of) - len(votes),
                 rungs=dict(sorted(rungs.items(), key=lambda item: (-item[1], item[0]))),
                 scores=[votes[key] for key in sorted(votes)],
                 mean=_mean(votes.values()),

@@ -481,6 +481,7 @@ def test_pass_share_is_the_probe_stage_s() -> None:
 
 def test_missing_votes_are_counted_and_never_zero() -> None:
     responses = {"a": [row(response_id="1"), row(response_id="2", tokens=20), row(response_id="3", status="truncated")]}
+    responses["a"].append(row(response_id="4"))  # to a held-out instruction: no judge was asked, so no vote is missing
     votes = [
         {"response_id": "1", "score": 4.0, "parse": "logprobs"},
         {"response_id": "2", "score": None, "parse": "missing"},
