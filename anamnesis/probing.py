@@ -48,7 +48,7 @@ class Sample:
 
 def probe_call(prefix: PreQuery, probe: Probe, seed: int, index: int) -> Call:
     """The request for sample `index`: continue the prefix's token ids; its seed depends on the index alone."""
-    extra: dict[str, Any] = {"stop_token_ids": prefix.stop_ids, "skip_special_tokens": True}
+    extra: dict[str, Any] = {"stop_token_ids": prefix.stop_ids, "skip_special_tokens": False}
     request: dict[str, Any] = {
         "prompt": prefix.ids,
         "max_tokens": probe.max_tokens,
