@@ -87,7 +87,7 @@ def account(
         for name, rows in selected.items()
     ]
     return Account(
-        found=results.results(samples, reference_of(params), params.evaluate.bootstrap, params.seed),
+        found=results.results(samples, reference_of(params), params.report.bootstrap, params.seed),
         funnel=tallies.funnel(instructions),
         lengths=[row["tokens"] for row in kept if row["tokens"] is not None],
         types=count_types(row["text"] for row in kept),

@@ -45,6 +45,12 @@ def render(tokenizer: Any, messages: Sequence[Message], generate: bool = False) 
         raise UserError(f"{tokenizer.name_or_path}: its chat template refuses the turns {roles}: {error}") from None
 
 
+def needs_offsets(tokenizer: Any) -> None:
+    """Raise `UserError` where the tokenizer can't say which characters a token stands for."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(f"{tokenizer.name_or_path}: needs a fast tokenizer (tokenizer.json), for character offsets")
+
+
 def encode(tokenizer: Any, messages: Sequence[Message]) -> Encoded:
     """Tokenize a conversation and mark what the model is trained on (see the module's docstring).
 
@@ -52,8 +58,7 @@ def encode(tokenizer: Any, messages: Sequence[Message]) -> Encoded:
     """
     text = render(tokenizer, messages)
     spans = assistant_spans(tokenizer, messages, text)
-    if not getattr(tokenizer, "is_fast", False):
-        raise UserError(f"{tokenizer.name_or_path}: needs a fast tokenizer (tokenizer.json), for character offsets")
+    needs_offsets(tokenizer)
     tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)  # the template wrote the BOS
     supervised = [
         any(max(start, first) < min(end, last) for first, last in spans) for start, end in tokens["offset_mapping"]

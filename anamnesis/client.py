@@ -63,10 +63,10 @@ class _Passing(Exception):
 
 
 def _score_position(content: Sequence[Any]) -> dict[str, float] | None:
-    """Top log-probabilities at the first position where a lone digit 1..5 was written, else at the first position."""
+    """Top log-probabilities at the last position where a lone digit 1..5 was written, else at the first position."""
     if not content:
         return None
-    position = next((token for token in content if token.token.strip() in DIGITS), content[0])
+    position = next((token for token in reversed(content) if token.token.strip() in DIGITS), content[0])
     return {top.token: round(float(top.logprob), 6) for top in position.top_logprobs}
 
 
@@ -119,8 +119,8 @@ async def _send(client: openai.AsyncOpenAI, model: str, call: Call) -> Answer:
         raise _Passing("connection failed") from error
     except (openai.APIResponseValidationError, ValueError, AttributeError, IndexError, TypeError) as error:
         raise _Passing(f"unreadable reply ({type(error).__name__})") from error
-    if answer.text is None and answer.refusal is None and answer.finish_reason != "content_filter":
-        raise _Passing("reply without content")
+    if answer.text is None and answer.refusal is None and answer.finish_reason not in ("content_filter", "length"):
+        raise _Passing("reply without content")  # at `length` a reasoning model had no token left for its answer
     return answer
 
 
@@ -220,8 +220,8 @@ class Client:
         """One outcome a call, in the calls' order.
 
         Raises `UserError`: MODEL_UNAVAILABLE where a local server can't start, REQUEST_REFUSED where the server refuses
-        the key or the model, QUALITY where more than `requests.failure_budget` of the finished requests failed. What
-        was answered by then is in the ledger.
+        the key or the model, QUALITY where more than `requests.failure_budget` of the finished requests failed, or no
+        call has an answer. What was answered by then is in the ledger.
         """
         keys = [call.key(self._identity) for call in calls]
         todo = {key: call for key, call in zip(keys, calls, strict=True) if self._ledger.get(key) is None}
@@ -230,4 +230,11 @@ class Client:
             self._endpoint = self._endpoint or self._servers.enter_context(self._connect())
             with Progress(label, len(todo), "calls") as progress:
                 failures = asyncio.run(_ask_all(todo, self._endpoint, self._ledger, self._requests, progress))
-        return [Outcome(self._ledger.get(key), failures.get(key)) for key in keys]
+        outcomes = [Outcome(self._ledger.get(key), failures.get(key)) for key in keys]
+        if failures and all(outcome.answer is None for outcome in outcomes):
+            raise UserError(
+                f"model {self.card.name}: none of {len(outcomes)} requests was answered; the last: "
+                f"{outcomes[-1].reason}",
+                QUALITY,
+            )
+        return outcomes

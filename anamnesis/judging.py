@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from anamnesis.chat import render
 from anamnesis.client import DIGITS, Call, Outcome
 from anamnesis.errors import UserError
 from anamnesis.ledger import Answer
@@ -77,7 +78,7 @@ def score_prefix(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
 
     Raises `UserError` where the tokenizer does not give each rating a token of its own.
     """
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    rendered = render(tokenizer, messages, generate=True)
     whole = [tokenizer(f"{rendered}Score: {digit}", add_special_tokens=False)["input_ids"] for digit in DIGITS]
     if len({tuple(ids[:-1]) for ids in whole}) != 1 or len({ids[-1] for ids in whole}) != len(DIGITS):
         raise UserError(
@@ -124,10 +125,12 @@ def reask_call(call: Call, outcome: Outcome) -> Call:
     return Call("chat", request | {"messages": messages, "max_tokens": 16})
 
 
-def vote_expected(answer: Answer | None, reason: str | None) -> Vote:
-    """The vote in an `expected` reply."""
+def vote_expected(answer: Answer | None, reason: str | None, score_line: bool = False) -> Vote:
+    """The vote in an `expected` reply; with `score_line` the reply must end in a readable last line of its own."""
     if answer is None:
         return Vote(None, "missing", reason=reason)
+    if score_line and parse_score(answer.text or "") is None:
+        return Vote(None, "missing", (answer.text or "").strip(), "no readable last line")
     score = expected_score(answer.logprobs)
     if score is None:
         return Vote(None, "missing", reason="no probability on a rating")

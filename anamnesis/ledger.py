@@ -92,7 +92,7 @@ class Ledger:
 
     def put(self, key: str, model: str, kind: str, answer: Answer, latency_s: float) -> None:
         """Store an answer; the first one under a key stays."""
-        row = (key, model, kind, json.dumps(asdict(answer), ensure_ascii=False), latency_s, time.time())
+        row = (key, model, kind, json.dumps(asdict(answer)), latency_s, time.time())
         try:
             self._db.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?)", row)
         except sqlite3.Error as error:

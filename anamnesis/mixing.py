@@ -6,16 +6,25 @@ or one line that says which pool is too small and which numbers would do.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from anamnesis import sql
 from anamnesis.errors import POOL_TOO_SMALL, UserError
+from anamnesis.params import share
 from anamnesis.records import MIXED
-from anamnesis.selection import share
 
 Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A member of the committee as the author of rows: its model's licence and the system message it answered under."""
+
+    licence: str
+    system: str | None = None
 
 
 def needs(total: int, fraction: float, rehearsal: bool) -> tuple[int, int]:
@@ -65,7 +74,7 @@ def mix_variant(
     text: str,
     domain: pa.Table,
     selected: pa.Table | None,
-    licences: Mapping[str, str],
+    writers: Mapping[str, Writer],
     *,
     total: int,
     fraction: float,
@@ -75,14 +84,14 @@ def mix_variant(
 ) -> pa.Table:
     """Exactly `total` rows of `records.MIXED`; `selected` None means that the variant rehearses nothing.
 
-    `licences` names the licence of each member's model, `count_tokens` measures one conversation. The pools must have
-    passed `check_pools`.
+    `writers` describes the committee's members, `count_tokens` measures one conversation. The pools must have passed
+    `check_pools`.
     """
     learnt, rehearsed = needs(total, fraction, selected is not None)
     tables = {
         "domain": domain,
         "selected": selected if selected is not None else _NOTHING_SELECTED,
-        "licences": pa.table({"member": list(licences), "licence": list(licences.values())}, _LICENCES),
+        "writers": pa.Table.from_pylist([{"member": name, **asdict(one)} for name, one in writers.items()], _WRITERS),
     }
     parameters = {"seed": seed, "domain_rows": learnt, "rehearsal_rows": rehearsed}
     table = sql.run(text, tables, parameters, threads)
@@ -103,7 +112,7 @@ def counts(mixed: pa.Table) -> dict[str, int | float]:
     }
 
 
-_LICENCES = pa.schema([("member", pa.string()), ("licence", pa.string())])
+_WRITERS = pa.schema([("member", pa.string()), ("licence", pa.string()), ("system", pa.string())])
 _NOTHING_SELECTED = pa.schema(
     [(name, pa.string()) for name in ("instruction_id", "instruction", "response_id", "member", "response", "status")]
 ).empty_table()

@@ -5,6 +5,7 @@
 """
 
 import re
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,6 +30,11 @@ def _uri(value: str) -> str:
 Uri = Annotated[str, AfterValidator(_uri)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+
+
+def share(count: int, fraction: float) -> int:
+    """`count` x `fraction` rounded half up, on the decimal number that was written (0.35 x 10 is 3.5, so 4)."""
+    return int((Decimal(count) * Decimal(repr(fraction))).quantize(Decimal(1), rounding=ROUND_HALF_UP))
 
 
 class Section(BaseModel):
@@ -131,7 +137,7 @@ class Requests(Section):
     retries: Annotated[int, Field(ge=0)] = 5
     failure_budget: Fraction = 0.1  # of finished rows, never triggered by fewer than 20 failures
     server_start_s: Annotated[float, Field(gt=0)] = 600.0
-    kv_cache_gib: Annotated[float, Field(gt=0)] = 2.0
+    kv_cache_gib: Positive = 2
 
 
 class Select(Section):
@@ -199,7 +205,10 @@ class Evaluate(Section):
     text_items: Positive = 40  # at most, for each bits-per-byte set
     batch_size: Positive = 8
     max_tokens: Positive = 128
-    bootstrap: Annotated[int, Field(ge=100)] = 2000
+
+
+class Report(Section):
+    bootstrap: Annotated[int, Field(ge=100)] = 2000  # resamples an interval
 
 
 class Params(Section):
@@ -217,6 +226,7 @@ class Params(Section):
     mix: Mix
     train: Train
     evaluate: Evaluate
+    report: Report
 
     @model_validator(mode="after")
     def _names_agree(self) -> "Params":
@@ -246,6 +256,36 @@ class Params(Section):
                     raise ValueError(f"variants.{name}.members: none of them is enabled")
                 if variant.rule == "mean" and not set(variant.judges) & set(self.enabled_judges()):
                     raise ValueError(f"variants.{name}.judges: none of them is enabled")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> "Params":
+        """What no run could fill or fit is found here, before anything is asked or paid for."""
+        domain = share(self.mix.total, self.mix.domain_fraction)
+        free = self.probe.instructions - share(self.probe.instructions, self.select.heldout)
+        for name, variant in self.variants.items():
+            rehearses = variant.rehearsal == "reconstructed"
+            if rehearses and self.mix.total - domain > free:
+                raise ValueError(
+                    f"mix.total: {self.mix.total} x (1 - {self.mix.domain_fraction:g}) is {self.mix.total - domain} "
+                    f"rehearsal rows for variants.{name}, and {free} of probe.instructions ({self.probe.instructions}) "
+                    "are not held out; lower mix.total or raise probe.instructions"
+                )
+            if (domain if rehearses else self.mix.total) > self.domain.train:
+                raise ValueError(
+                    f"mix.total: variants.{name} takes {domain if rehearses else self.mix.total} domain rows, and "
+                    f"domain.train is {self.domain.train}; lower mix.total or raise domain.train"
+                )
+        wanted = {f"committee.{key}.sampling": member.sampling.max_tokens for key, member in self.committee.items()}
+        wanted |= {f"judges.{key}": judge.max_tokens for key, judge in self.judges.items()}
+        wanted["probe"] = self.probe.max_tokens
+        for key, tokens in wanted.items():
+            model = self.target if key == "probe" else key.split(".")[1]
+            if self.models[model].base_url is None and tokens >= self.serve.max_model_len:
+                raise ValueError(
+                    f"{key}.max_tokens: {tokens} leaves no room for a prompt in serve.max_model_len "
+                    f"({self.serve.max_model_len})"
+                )
         return self
 
     def members(self) -> list[str]:

@@ -7,20 +7,15 @@ in stages/sql; these functions bind their parameters, so that a test can call th
 
 from collections import Counter
 from collections.abc import Sequence
-from decimal import ROUND_HALF_UP, Decimal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from anamnesis import sql
+from anamnesis.params import share
 from anamnesis.records import HELDOUT, SELECTED
 
 REASONS = ("held out", "no complete response", "too few votes")
-
-
-def share(count: int, fraction: float) -> int:
-    """`count` x `fraction` rounded half up, on the decimal number that was written (0.35 x 10 is 3.5, so 4)."""
-    return int((Decimal(count) * Decimal(repr(fraction))).quantize(Decimal(1), rounding=ROUND_HALF_UP))
 
 
 def pool_of(text: str, instructions: pa.Table, heldout: float, seed: int, threads: int = 0) -> pa.Table:
@@ -68,9 +63,15 @@ def select_variant(
     return sql.run(text, tables, parameters, threads).cast(SELECTED)
 
 
-def heldout_rows(text: str, pool: pa.Table, responses: pa.Table, target: str, threads: int = 0) -> pa.Table:
-    """The held-out instructions of the pool, each answered by the target's first complete response."""
-    return sql.run(text, {"pool": pool, "responses": responses}, {"target": target}, threads).cast(HELDOUT)
+def heldout_rows(
+    text: str, pool: pa.Table, responses: pa.Table, target: str, system: str | None = None, threads: int = 0
+) -> pa.Table:
+    """The held-out instructions of the pool, each answered by the target's first complete response.
+
+    `system` is the system message that the target answered under.
+    """
+    parameters = {"target": target, "system": system}
+    return sql.run(text, {"pool": pool, "responses": responses}, parameters, threads).cast(HELDOUT)
 
 
 def counts(selected: pa.Table, members: Sequence[str]) -> dict[str, int]:

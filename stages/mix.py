@@ -33,20 +33,24 @@ def main() -> None:
 
     from transformers import AutoTokenizer  # takes seconds: after the check
 
-    tokenizer = AutoTokenizer.from_pretrained(Path("models/pretrained") / params.target)
+    trusted = params.models[params.target].trust_remote_code
+    tokenizer = AutoTokenizer.from_pretrained(Path("models/pretrained") / params.target, trust_remote_code=trusted)
 
     def count_tokens(messages: Sequence[mixing.Message]) -> int:
         return len(tokenizer(chat.render(tokenizer, messages), add_special_tokens=False)["input_ids"])
 
     statement = sql.statement("stages/sql/mix.sql")
-    licences = {key: params.models[key].licence for key in params.committee}
+    writers = {
+        key: mixing.Writer(params.models[key].licence, member.sampling.system)
+        for key, member in params.committee.items()
+    }
     metrics: dict[str, int | float] = {}
     for name, table in selected.items():
         mixed = mixing.mix_variant(
             statement,
             domain,
             table,
-            licences,
+            writers,
             total=total,
             fraction=fraction,
             seed=params.seed,

@@ -23,7 +23,8 @@ def main() -> None:
     params = settings.load()
     probe = params.probe
     model_dir = Path("models/pretrained") / params.target
-    prefix = pre_query(AutoTokenizer.from_pretrained(model_dir), probe.system, probe.prefix)
+    trusted = params.models[params.target].trust_remote_code
+    prefix = pre_query(AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trusted), probe.system, probe.prefix)
     print(f"prefix {prefix.text!r}, stop ids {prefix.stop_ids}, stop strings {prefix.stop_strings}", file=sys.stderr)
 
     calls: list[Call] = []

@@ -10,14 +10,16 @@ from typing import Any
 from anamnesis import params as settings
 from anamnesis import records, selection, sql
 from anamnesis.client import Client
-from anamnesis.errors import run
+from anamnesis.errors import UserError, run
 from anamnesis.ledger import Ledger
 from anamnesis.responding import respond_call, response_row
 
 
 def main() -> None:
-    member = sys.argv[1]
     params = settings.load()
+    if len(sys.argv) != 2 or sys.argv[1] not in params.committee:
+        raise UserError(f"usage: python -m stages.respond <member>; members: {', '.join(params.committee)}")
+    member = sys.argv[1]
     sampling = params.committee[member].sampling
     rows: list[dict[str, Any]] = []
     if params.models[member].enabled:

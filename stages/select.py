@@ -22,7 +22,8 @@ def main() -> None:
     judgments = _all("data/judgments", judges, records.JUDGMENTS)
 
     pool = selection.pool_of(sql.statement("stages/sql/hold_out.sql"), instructions, params.select.heldout, params.seed)
-    heldout = selection.heldout_rows(sql.statement("stages/sql/heldout.sql"), pool, responses, params.target)
+    system = params.committee[params.target].sampling.system
+    heldout = selection.heldout_rows(sql.statement("stages/sql/heldout.sql"), pool, responses, params.target, system)
     records.write("data/heldout.parquet", heldout, records.HELDOUT, ["instruction_id"])
 
     metrics: dict[str, int] = {"instructions": pool.num_rows, "heldout": heldout.num_rows}

@@ -51,7 +51,7 @@ LEVELS = {
 def load_params() -> dict[str, Any]:
     """params.yaml as plain dicts, with few resamples."""
     raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    raw["evaluate"]["bootstrap"] = 300
+    raw["report"]["bootstrap"] = 300
     return raw
 
 
@@ -78,9 +78,19 @@ def instruction_rows(rng: random.Random, count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def response_rows(rng: random.Random, member: str, instructions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def held_out(instructions: list[dict[str, Any]]) -> set[str]:
+    """Every fifth good instruction: only the target answers it, and nobody judges the answer."""
+    good = [row["instruction_id"] for row in instructions if row["status"] == "ok"]
+    return set(good[4::5])
+
+
+def response_rows(
+    rng: random.Random, member: str, instructions: list[dict[str, Any]], kept_back: set[str]
+) -> list[dict[str, Any]]:
     rows = []
     for row in instructions:
+        if row["instruction_id"] in kept_back:
+            continue
         for index in range(3 if row["status"] == "ok" else 0):
             cut = rng.random() < 0.12
             said = rng.choice(PLAIN) + " Here is what I would say to that. " * rng.randrange(1, 12)
@@ -126,7 +136,8 @@ def selected_rows(
     variant: dict[str, Any], instructions: list[dict[str, Any]], responses: list[dict[str, Any]], votes: dict[str, Any]
 ) -> list[dict[str, Any]]:
     rows = []
-    for i, row in enumerate(row for row in instructions if row["status"] == "ok"):
+    kept_back = held_out(instructions)
+    for row in (row for row in instructions if row["status"] == "ok"):
         ours = [
             other
             for other in responses
@@ -136,8 +147,8 @@ def selected_rows(
             and other["sample_index"] < variant.get("samples", 3)
         ]
         best = max(ours, key=lambda other: (votes.get(other["response_id"], 0), other["response_id"]), default=None)
-        held_out = i % 5 == 4
-        if held_out:
+        kept = row["instruction_id"] in kept_back
+        if kept:
             best = None
         rows.append(
             {
@@ -152,7 +163,7 @@ def selected_rows(
                 "runner_up_mean": None,
                 "candidates": len(ours),
                 "status": "ok" if best else "filtered",
-                "reason": None if best else "held out" if held_out else "no complete response",
+                "reason": None if best else "held out" if kept else "no complete response",
             }
         )
     return rows
@@ -221,12 +232,13 @@ def write_run(root: Path, raw: dict[str, Any], measures: list[str] | None = None
     records.write(data / "instructions.parquet", probed, records.INSTRUCTIONS, ["sample_index"])
     answers: list[dict[str, Any]] = []
     for member in params.members():
-        rows = response_rows(rng, member, probed)
+        rows = response_rows(rng, member, probed, set() if member == params.target else held_out(probed))
         records.write(data / f"responses/{member}.parquet", rows, records.RESPONSES, ["response_id"])
         answers += rows
     votes: dict[str, float] = {}
     for i, judge in enumerate(params.enabled_judges()):
-        rows = judgment_rows(rng, judge, [row for row in answers if row["status"] == "ok"], 3.0 + 0.5 * i)
+        judged = [row for row in answers if row["status"] == "ok" and row["instruction_id"] not in held_out(probed)]
+        rows = judgment_rows(rng, judge, judged, 3.0 + 0.5 * i)
         records.write(data / f"judgments/{judge}.parquet", rows, records.JUDGMENTS, ["response_id"])
         for row in rows:
             votes[row["response_id"]] = votes.get(row["response_id"], 0.0) + (row["score"] or 0.0)

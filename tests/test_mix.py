@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anamnesis import mixing, records, selection, sql
+from anamnesis import mixing, records, sql
 from anamnesis.errors import POOL_TOO_SMALL, UserError
+from anamnesis.params import share
 
 MIX = sql.statement(Path(__file__).parent.parent / "stages" / "sql" / "mix.sql")
-LICENCES = {"alpha": "MIT", "beta": "Apache-2.0"}
+WRITERS = {"alpha": mixing.Writer("MIT"), "beta": mixing.Writer("Apache-2.0", "Be brief.")}
 FRACTIONS = st.decimals(0, 1, places=2).map(float)
 
 
@@ -47,7 +48,7 @@ def count_tokens(messages: Sequence[dict[str, str]]) -> int:
 
 def mixed(domain: pa.Table, selected: pa.Table | None, total: int, fraction: float, seed: int = 17) -> pa.Table:
     return mixing.mix_variant(
-        MIX, domain, selected, LICENCES, total=total, fraction=fraction, seed=seed, count_tokens=count_tokens
+        MIX, domain, selected, WRITERS, total=total, fraction=fraction, seed=seed, count_tokens=count_tokens
     )
 
 
@@ -56,7 +57,7 @@ def mixed(domain: pa.Table, selected: pa.Table | None, total: int, fraction: flo
     [(36, 0.17, 6), (10, 0.35, 4), (50, 0.29, 15), (10, 0.25, 3), (7, 0.0, 0), (7, 1.0, 7), (3, 1e-7, 0)],
 )
 def test_shares_are_rounded_half_up(count: int, fraction: float, expected: int) -> None:
-    assert selection.share(count, fraction) == expected
+    assert share(count, fraction) == expected
 
 
 @settings(max_examples=60, deadline=None)
@@ -155,9 +156,17 @@ def test_a_smaller_mix_is_a_subset_of_a_larger_one() -> None:
     assert {key for key, row in large.items() if row["source"] == "domain"} < more
 
 
+def test_a_rehearsal_row_keeps_its_writers_system_turn() -> None:
+    for member, roles in (("alpha", ["user", "assistant"]), ("beta", ["system", "user", "assistant"])):
+        rows = mixed(domain_rows(5), selected_rows(20, member=member), 10, 0.2).to_pylist()
+        messages = [row["messages"] for row in rows if row["member"]]
+        assert {tuple(turn["role"] for turn in one) for one in messages} == {tuple(roles)}
+        assert all(one[0]["content"] == "Be brief." for one in messages if member == "beta")
+
+
 def test_variants_rehearse_the_same_instructions() -> None:
     asked = [
-        {row["messages"][0]["content"] for row in mixed(domain_rows(9), table, 20, 0.2).to_pylist() if row["member"]}
+        {row["messages"][-2]["content"] for row in mixed(domain_rows(9), table, 20, 0.2).to_pylist() if row["member"]}
         for table in (selected_rows(40, member="alpha"), selected_rows(40, member="beta"))
     ]
     assert asked[0] == asked[1]
@@ -173,7 +182,7 @@ def test_row_order_and_threads_change_nothing_and_the_seed_does() -> None:
             MIX,
             domain,
             selected,
-            LICENCES,
+            WRITERS,
             total=40,
             fraction=0.3,
             seed=17,

@@ -37,7 +37,10 @@ EXPECTED = [  # (path of the key, its value, words the line must hold)
     ("variants.committee.judges", [], ["variants.committee", "judges"]),
     ("variants.committee.members", [], ["variants.committee", "members"]),
     ("variants.committee.rehearsal", "sharegtp", ["variants.committee.rehearsal"]),
-    ("evaluate.bootstrap", 3, ["evaluate.bootstrap"]),
+    ("report.bootstrap", 3, ["report.bootstrap"]),
+    ("mix.total", 60, ["mix.total", "variants.single-single", "lower mix.total"]),
+    ("domain.train", 10, ["mix.total", "variants.domain-only", "domain.train"]),
+    ("committee.smollm2.sampling", {"max_tokens": 2048}, ["committee.smollm2.sampling.max_tokens", "max_model_len"]),
 ]
 
 
@@ -105,7 +108,7 @@ def test_one_line_drops_a_member(default_params: dict[str, Any], tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "stage", ["models", "domain", "probe", "respond", "judge", "select", "mix", "train", "evaluate"]
+    "stage", ["models", "domain", "probe", "respond", "judge", "select", "mix", "train", "evaluate", "report"]
 )
 def test_every_stage_stops_at_once_with_code_2(stage: str, default_params: dict[str, Any], tmp_path: Path) -> None:
     for name in ("anamnesis", "stages", "prompts", "conf"):
@@ -143,6 +146,6 @@ def test_presets_have_the_keys_of_params() -> None:
 
 def test_every_key_is_documented(default_params: dict[str, Any]) -> None:
     text = (ROOT / "docs/params.md").read_text(encoding="utf-8")
-    for section in ("serve", "requests", "domain", "probe", "select", "mix", "train", "evaluate"):
+    for section in ("serve", "requests", "domain", "probe", "select", "mix", "train", "evaluate", "report"):
         for key in default_params[section]:
             assert f"`{section}.{key}" in text or f"`.{key}`" in text, f"{section}.{key}"

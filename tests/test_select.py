@@ -243,6 +243,10 @@ def test_heldout_rows_are_the_targets_first_complete_response() -> None:
     said = {row["instruction_id"]: row["messages"] for row in rows.to_pylist()}
     assert {name: messages[1]["content"] for name, messages in said.items()} == {"i0": "alpha 1", "i1": "alpha 1"}
     assert said["i0"][0] == {"role": "user", "content": "text of i0"}
+    answers = pa.Table.from_pylist(responses, records.RESPONSES)
+    briefed = selection.heldout_rows(HELDOUT, pool, answers, "alpha", "Be brief.").to_pylist()
+    assert [row["messages"][0] for row in briefed] == [{"role": "system", "content": "Be brief."}] * 2
+    assert [row["messages"][1:] for row in briefed] == list(said.values())
 
 
 PARAMS = """
@@ -257,13 +261,14 @@ serve: {}
 requests: {}
 domain: {}
 probe: {instructions: 10, max_requests: 10}
-select: {heldout: 0.2}
+select: {heldout: 0.2, min_votes: 1}
 variants:
   domain-only: {rehearsal: none}
   committee: {rehearsal: reconstructed, members: [alpha, beta], judges: [alpha, beta]}
 mix: {domain_fraction: 0.2, total: 5}
 train: {learning_rate: 0.1}
 evaluate: {}
+report: {}
 """
 
 

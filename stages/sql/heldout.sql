@@ -1,7 +1,11 @@
--- Each held-out instruction with the target's own first complete response; one without any is left out.
+-- Each held-out instruction with the target's own first complete response, as it had the conversation;
+-- one without any is left out.
 SELECT
     pool.instruction_id,
-    [{'role': 'user', 'content': pool.instruction}, {'role': 'assistant', 'content': responses.text}] AS messages
+    list_concat(
+        CASE WHEN $system IS NOT NULL THEN [{'role': 'system', 'content': $system}] ELSE [] END,
+        [{'role': 'user', 'content': pool.instruction}, {'role': 'assistant', 'content': responses.text}]
+    ) AS messages
 FROM pool
 JOIN responses USING (instruction_id)
 WHERE pool.held_out AND responses.member = $target AND responses.status = 'ok'

@@ -1,4 +1,5 @@
 -- One variant's training set: the first $domain_rows and $rehearsal_rows in seeded hash order, so fewer are a prefix.
+-- A rehearsal row is the conversation as its writer had it, system turn included.
 -- Rehearsal rows are ordered by their instruction: variants rehearse the same instructions as far as both kept them.
 WITH
 learnt AS (
@@ -9,15 +10,15 @@ learnt AS (
 rehearsed AS (
     SELECT
         selected.response_id AS row_id,
-        [
-            {'role': 'user', 'content': selected.instruction},
-            {'role': 'assistant', 'content': selected.response}
-        ] AS messages,
+        list_concat(
+            CASE WHEN writers.system IS NOT NULL THEN [{'role': 'system', 'content': writers.system}] ELSE [] END,
+            [{'role': 'user', 'content': selected.instruction}, {'role': 'assistant', 'content': selected.response}]
+        ) AS messages,
         'reconstructed' AS source,
         selected.member,
-        licences.licence
+        writers.licence
     FROM selected
-    LEFT JOIN licences USING (member)
+    LEFT JOIN writers USING (member)
     WHERE selected.status = 'ok'
     QUALIFY row_number() OVER (
         ORDER BY sha256(concat_ws(chr(31), $seed, 'mix', selected.instruction_id)), selected.instruction_id
