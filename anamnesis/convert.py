@@ -2,8 +2,8 @@
 
 In: one .gguf file. Out: files that depend on its bytes and the pinned libraries only: equal input gives equal bytes.
 
-Why bf16: 9 to 12 % of weights dequantised from Q4_1 lie exactly half-way between two bf16 values. A model trained in
-bf16 from the unrounded ones moves by 0.4 nats at the first tiny step, before it learns anything.
+Why bf16: many weights dequantised from Q4_1 lie exactly half-way between two bf16 values. A model trained in bf16 from
+the unrounded ones jumps at the first tiny step, before it learns anything.
 """
 
 import contextlib

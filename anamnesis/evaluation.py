@@ -107,8 +107,8 @@ def load_tokenizer(directory: str | Path, trust_remote_code: bool = False) -> An
 def load_model(directory: str | Path, trust_remote_code: bool = False) -> Any:
     """The model in a directory, in fp32 on the GPU where there is one, ready to be asked.
 
-    fp32 whatever the file holds: rounding to bf16 would undo part of a short fine-tuning, and on a CPU without matrix
-    units it is slower as well (docs/evaluation.md has the times). Raises `UserError` where it can't be loaded.
+    fp32 whatever the file holds: rounding to bf16 would undo part of a short fine-tuning, and on a CPU without
+    bf16 instructions it is slower as well. Raises `UserError` where it can't be loaded.
     """
     import torch
     from transformers import AutoModelForCausalLM

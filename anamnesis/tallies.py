@@ -49,7 +49,7 @@ class MemberTally:
 
 @dataclass(frozen=True)
 class JudgeTally:
-    """One judge's votes over the committee's complete responses."""
+    """One judge's votes over the responses it was asked about: complete, and not to a held-out instruction."""
 
     judge: str
     asked: int

@@ -18,16 +18,6 @@ from anamnesis.params import Params
 FRONTIER = ["variant", "learnt", "forgotten", "learnt_low", "learnt_high", "forgotten_low", "forgotten_high"]
 
 
-def main() -> None:
-    params = settings.load()
-    account = read(params)
-    records.write_metrics("metrics/summary.json", accounts.summary(account))
-    write_frontier("metrics/frontier.csv", results.frontier(account.found))
-    records.write_text("report.md", page.markdown(account))
-    records.write_text("report.html", page.html(account, params))
-    show(account)
-
-
 def read(params: Params) -> accounts.Account:
     """Read what the report is about, by the keys of params: a file of a member or variant that is gone stays unread."""
     responses = {
@@ -86,6 +76,16 @@ def show(account: accounts.Account) -> None:
     if not console.is_terminal:
         console = Console(width=page.TERMINAL_WIDTH)
     console.print(page.terminal(account.found))
+
+
+def main() -> None:
+    params = settings.load()
+    account = read(params)
+    records.write_metrics("metrics/summary.json", accounts.summary(account))
+    write_frontier("metrics/frontier.csv", results.frontier(account.found))
+    records.write_text("report.md", page.markdown(account))
+    records.write_text("report.html", page.html(account, params))
+    show(account)
 
 
 if __name__ == "__main__":

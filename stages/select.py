@@ -14,6 +14,12 @@ from anamnesis import records, selection, sql
 from anamnesis.errors import run
 
 
+def _all(folder: str, keys: list[str], schema: pa.Schema) -> pa.Table:
+    """The files of these keys as one table; files of members that are no longer there are left alone."""
+    tables = [records.read_table(f"{folder}/{key}.parquet", schema) for key in keys]
+    return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
 def main() -> None:
     params = settings.load()
     members, judges = params.members(), params.enabled_judges()
@@ -32,6 +38,7 @@ def main() -> None:
     for name, variant in params.variants.items():
         if variant.rehearsal != "reconstructed":
             continue
+        voters = [judge for judge in variant.judges if judge in judges]
         asked = [member for member in variant.members if member in members]
         selected = selection.select_variant(
             statement,
@@ -39,10 +46,10 @@ def main() -> None:
             responses,
             judgments,
             members=asked,
-            judges=[judge for judge in variant.judges if judge in judges],
+            judges=voters,
             samples=variant.samples,
             rule=variant.rule,
-            min_votes=params.select.min_votes,
+            min_votes=min(params.select.min_votes, len(voters)),  # a dropped judge makes nothing impossible
             seed=params.seed,
         )
         records.write(f"data/selected/{name}.parquet", selected, records.SELECTED, ["instruction_id"])
@@ -50,12 +57,6 @@ def main() -> None:
         metrics |= {f"{name}.{key}": count for key, count in counts.items()}
         print(f"select {name}: " + ", ".join(f"{key} {count}" for key, count in counts.items()))
     records.write_metrics("metrics/select.json", metrics)
-
-
-def _all(folder: str, keys: list[str], schema: pa.Schema) -> pa.Table:
-    """The files of these keys as one table; files of members that are no longer there are left alone."""
-    tables = [records.read_table(f"{folder}/{key}.parquet", schema) for key in keys]
-    return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
 if __name__ == "__main__":

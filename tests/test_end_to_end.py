@@ -132,7 +132,7 @@ def _smallest(params: dict[str, Any], model: Path) -> None:
         params[section].update(values)
     params["models"] = {name: {"uri": f"path:{model}", "licence": "Apache-2.0"} for name in ("smollm2", "twin")}
     params["committee"] = {"smollm2": {"sampling": dict(SHORT)}, "twin": {"sampling": dict(SHORT, temperature=0.9)}}
-    params["judges"] = {"smollm2": {"mode": "expected"}, "twin": {"mode": "expected"}}
+    params["judges"] = {"smollm2": {"mode": "expected"}, "twin": {"mode": "justify", "max_tokens": 128}}
     params["variants"] = {
         "domain-only": {"rehearsal": "none"},
         "committee": {"rehearsal": "reconstructed", "members": ["smollm2", "twin"], "judges": ["smollm2", "twin"]},
@@ -161,6 +161,9 @@ def test_everything_runs_once_and_the_reports_agree(checkout: Checkout) -> None:
         rows = records.read(checkout.folder / f"data/mixed/{variant}.parquet", records.MIXED)
         assert len(rows) == 6
         assert sum(row["source"] == "domain" for row in rows) == (6 if variant == "domain-only" else 2)
+    votes = records.read(checkout.folder / "data/judgments/twin.parquet", records.JUDGMENTS)
+    assert {row["parse"] for row in votes} <= {"constrained", "reask", "missing"}
+    assert sum(row["parse"] == "constrained" for row in votes) >= 0.8 * len(votes) > 0  # the real server obeys
     base = {row["item_id"] for row in records.read(checkout.folder / "data/samples/base.parquet", records.SAMPLES)}
     tuned = {
         row["item_id"] for row in records.read(checkout.folder / "data/samples/committee.parquet", records.SAMPLES)
@@ -186,7 +189,7 @@ def test_one_changed_line_reruns_what_depends_on_it(checkout: Checkout) -> None:
     responses = records.read(checkout.folder / "data/responses/twin.parquet", records.RESPONSES)
     judged = sum(row["status"] == "ok" for row in responses)
     assert len(responses) == 16  # two of ten instructions are held out: only the target answers those
-    assert checkout.calls() - before <= len(responses) + judged  # one set of weights: the judges share their answers
+    assert checkout.calls() - before <= len(responses) + 3 * judged  # two judges, of which one may ask once more
     assert checkout.calls() - before >= len(responses)
 
     checkout.set(temperature(0.9))

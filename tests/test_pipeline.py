@@ -64,6 +64,44 @@ def test_code_dependencies_are_the_imports(stage: str) -> None:
     assert declared - folders == needed - covered, f"python -m tests.test_pipeline prints the list for {stage}"
 
 
+FOLDERS = {
+    "train": {"conf/deepspeed"},
+    "evaluate-base": {"anamnesis/shipped", "anamnesis/tasks"},
+    "evaluate": {"anamnesis/shipped", "anamnesis/tasks"},
+    "report": {"anamnesis/templates"},
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_folders_of_files_that_code_reads_are_dependencies(stage: str) -> None:
+    declared = {dependency for dependency in STAGES[stage]["deps"] if _is_code(dependency)}
+    assert {dependency for dependency in declared if (ROOT / dependency).is_dir()} == FOLDERS.get(stage, set())
+
+
+METHODS = {"members": {"committee", "models"}, "enabled_judges": {"judges", "models"}, "requests": set(), "load": set()}
+IN_DATA = {  # what a stage reads of these sections is in the files it depends on
+    "respond": {"committee", "models"},
+    "judge": {"judges", "models"},
+    "probe": {"models"},
+    "select": {"models"},
+    "mix": {"domain", "probe"},  # for the advice in an error only
+    "train": {"models", "variants"},
+    "evaluate": {"models", "variants"},
+    "evaluate-base": {"models", "variants"},
+    "models": {"models"},
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_params_that_the_script_reads_are_declared(stage: str) -> None:
+    script = (ROOT / "stages" / f"{stage.removesuffix('-base')}.py").read_text(encoding="utf-8")
+    read: set[str] = set()
+    for name in re.findall(r"\bparams\.(?!yaml)(\w+)", script):
+        read |= METHODS.get(name, {name})
+    declared = {key.split(".")[0] for key in STAGES[stage]["params"]}
+    assert read - declared <= IN_DATA.get(stage, set()), f"{stage} reads {sorted(read - declared)} unknown to DVC"
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_rules_that_dvc_imposes(stage: str) -> None:
     entry = STAGES[stage]
