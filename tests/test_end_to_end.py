@@ -35,6 +35,7 @@ SECTIONS_AT_ONCE = {
         "max_tokens": 12,
     },
     "report": {"bootstrap": 200},
+    "select": {"heldout": 0.2},
     "domain": {"train": 30, "test": 4},
 }
 SHORT = {"samples": 2, "temperature": 1.0, "top_p": 0.9, "max_tokens": 96, "system": "Answer in one short sentence."}
