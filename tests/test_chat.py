@@ -151,4 +151,5 @@ def test_any_text(turns: list[tuple[str, str]], smollm2_tokenizer: Any) -> None:
     for question, answer in turns:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     runs = supervised_runs(smollm2_tokenizer, encode(smollm2_tokenizer, messages))
-    assert runs == [answer + "<|im_end|>" for _, answer in turns]
+    # Leading spaces share a token with the template's line break: what is trained on then begins with that.
+    assert [run.lstrip() for run in runs] == [(answer + "<|im_end|>").lstrip() for _, answer in turns]

@@ -38,7 +38,7 @@ EXPECTED = [  # (path of the key, its value, words the line must hold)
     ("variants.committee.members", [], ["variants.committee", "members"]),
     ("variants.committee.rehearsal", "sharegtp", ["variants.committee.rehearsal"]),
     ("report.bootstrap", 3, ["report.bootstrap"]),
-    ("mix.total", 60, ["mix.total", "variants.single-single", "lower mix.total"]),
+    ("mix.total", 60, ["mix.total", "rehearsal rows", "lower mix.total"]),
     ("domain.train", 10, ["mix.total", "variants.domain-only", "domain.train"]),
     ("committee.smollm2.sampling", {"max_tokens": 2048}, ["committee.smollm2.sampling.max_tokens", "max_model_len"]),
 ]

@@ -265,13 +265,15 @@ def test_markdown_page_and_summary_agree(root: Path, tree: Tree) -> None:
         if model == "base":
             assert numbers(in_page[0]) == [float(value)]
             continue
-        wanted = [flat[f"{key}.diff"], flat[f"{key}.low"], flat[f"{key}.high"]]
-        assert numbers(difference) == pytest.approx(wanted, abs=6e-4)
+        bounds = [flat[f"{key}.{end}"] for end in ("low", "high") if f"{key}.{end}" in flat]
+        assert numbers(difference) == pytest.approx([flat[f"{key}.diff"], *bounds], abs=6e-4)
+        assert (len(bounds) == 2) == ("[no interval]" not in difference)
+        assert bounds or flat[f"{key}.diff"] == 0  # none only where no item changed
         cell = in_page[1 + header.index(model)]
         assert numbers(cell) == [float(value), *numbers(difference)]
         assert verdict in cell
-        low, high = flat[f"{key}.low"], flat[f"{key}.high"]
         if verdict in ("better", "worse"):
+            low, high = bounds
             assert low > 0 or high < 0
             assert (verdict == "better") == ((low > 0) == MEASURES[measure].higher_is_better)
         assert f"n = {flat[f'{key}.n']}" in next(start for start in cells if start.startswith(label))

@@ -159,7 +159,7 @@ def test_false_verdicts_are_rare_for_bits_per_byte(n):
     decided = 0
     for experiment in range(300):
         generator = np.random.default_rng(experiment)
-        weights = generator.integers(80, 400, n).astype(float)
+        weights = generator.integers(80, 400, n).astype(float).tolist()
         base = rows("own_text", generator.normal(1.5, 0.3, n), weights)
         tuned = rows("own_text", [row["value"] + generator.normal(0, 0.1) for row in base], weights)
         decided += stats.compare(base, tuned, "own_text", 300, experiment).verdict != "no difference shown"

@@ -99,7 +99,7 @@ def test_a_prefix_of_the_users_own_replaces_the_derived_one(smollm2_tokenizer: A
         ("{% for m in messages %}{{ m.content }} {{ m.content }}{% endfor %}", "2 times"),
         ("{% for m in messages %}{{ m.content }}{% endfor %}", "nothing stands before"),
         ("{{ raise_exception('not today') }}", "not today"),
-        (CHATML.replace("endfor", "endfar"), "chat template of"),
+        (CHATML.replace("endfor", "endfar"), "chat template refuses"),
     ],
 )
 def test_an_unusable_template_is_one_line(template: str | None, words: str, smollm2_tokenizer: Any) -> None:
