@@ -3,7 +3,8 @@
 In: a tokenizer with a chat template and messages `[{"role": ..., "content": ...}, ...]`. Out: token ids and a mask that
 is true on every assistant turn's content and on the token that ends the turn, and on nothing else. The mask is found by
 rendering prefixes of the conversation, so it needs no markers in the template; it never looks at the pad id, which in
-SmolLM2 is the end-of-turn token itself.
+SmolLM2 is the end-of-turn token itself. A token that joins the template's last line break to an answer's leading white
+space is the answer's.
 """
 
 import datetime

