@@ -191,7 +191,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 continue
             try:
                 row = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
                 raise UserError(f"{place}: not valid JSON ({what}); every line is one JSON object") from None
             yield place, row

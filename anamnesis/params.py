@@ -4,7 +4,9 @@
 `UserError` with exit code 2 before any work starts.
 """
 
+import difflib
 import re
+import unicodedata
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,15 +23,36 @@ FOLDER_URI = re.compile(r"path:(.+)")
 PYPI_URI = re.compile(r"pypi:([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)#(.+)")  # package, version, file in the wheel
 
 
-def _uri(value: str) -> str:
-    if not any(form.fullmatch(value) for form in (HUB_URI, FOLDER_URI, PYPI_URI)):
+ENVIRONMENT_NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
+
+
+def _uri(value: str | list[str]) -> str | list[str]:
+    parts = [value] if isinstance(value, str) else value
+    if not parts:
+        raise ValueError("an empty list of parts")
+    for part in parts:
+        if not any(form.fullmatch(part) for form in (HUB_URI, FOLDER_URI, PYPI_URI)):
+            raise ValueError(
+                f"{part!r} is no model URI; write hf:<repo>@<revision>, path:<dir> or pypi:<package>==<version>#<file>"
+            )
+    return value
+
+
+def _environment_name(value: str) -> str:
+    if not ENVIRONMENT_NAME.fullmatch(value):
         raise ValueError(
-            f"{value!r} is no model URI; write hf:<repo>@<revision>, path:<dir> or pypi:<package>==<version>#<file>"
+            "write the name of an environment variable, like OPENAI_API_KEY (capitals, digits, _), never the key itself"
         )
     return value
 
 
-Uri = Annotated[str, AfterValidator(_uri)]
+def _script(value: str) -> str:
+    if not value or not any(unicodedata.name(chr(code), "").startswith(value) for code in range(0x10000)):
+        raise ValueError(f"{value!r} begins no Unicode character's name; write LATIN, CYRILLIC, GREEK, CJK, ARABIC …")
+    return value
+
+
+Uri = Annotated[str | list[str], AfterValidator(_uri)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -42,19 +65,19 @@ def share(count: int, fraction: float) -> int:
 class Section(BaseModel):
     """A section of params.yaml: unknown keys are mistakes, values are not coerced from strings."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Model(Section):
     """Where a model comes from: weights (`uri`), a server (`base_url`), or weights that a server already serves."""
 
     enabled: bool = True
-    uri: Uri | list[Uri] | None = None  # a list: the parts of one file, joined in this order
+    uri: Uri | None = None  # a list: the parts of one file, joined in this order
     sha256: str | None = Field(None, pattern=SHA256)
     licence: str = "unknown"
-    base_url: str | None = Field(None, pattern=r"^https?://")
+    base_url: str | None = Field(None, pattern=r"^https?://[^/\s]")
     model: str | None = None
-    api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    api_key_env: Annotated[str, AfterValidator(_environment_name)] | None = None
     trust_remote_code: bool = False
 
     @model_validator(mode="after")
@@ -112,7 +135,7 @@ class Probe(Section):
     max_tokens: Positive = 128
     system: str | None = None
     prefix: str | None = None  # overrides the derived pre-query prefix
-    scripts: list[str] = ["LATIN"]
+    scripts: Annotated[list[Annotated[str, AfterValidator(_script)]], Field(min_length=1)] = ["LATIN"]
     min_words: Positive = 3
     canary: Canary = Canary()
 
@@ -120,6 +143,8 @@ class Probe(Section):
     def _can_reach_the_goal(self) -> "Probe":
         if self.max_requests < self.instructions:
             raise ValueError(f"max_requests ({self.max_requests}) is below instructions ({self.instructions})")
+        if self.canary.size > self.max_requests:
+            raise ValueError(f"canary.size ({self.canary.size}) is above max_requests ({self.max_requests})")
         return self
 
 
@@ -158,6 +183,9 @@ class Variant(Section):
 
     @model_validator(mode="after")
     def _is_complete(self) -> "Variant":
+        for field, names in (("members", self.members), ("judges", self.judges)):
+            if len(set(names)) < len(names):
+                raise ValueError(f"`{field}` names one twice: {', '.join(names)}")
         if self.rehearsal == "reconstructed" and not self.members:
             raise ValueError("rehearsal: reconstructed needs `members`")
         if self.rehearsal == "reconstructed" and self.rule == "mean" and not self.judges:
@@ -299,18 +327,29 @@ class Params(Section):
         return [key for key in self.judges if key in self.models and self.models[key].enabled]
 
 
+def _key(place: tuple[int | str, ...]) -> str:
+    """The key that a mistake stands at, without pydantic's own steps (validators, branches of a union)."""
+    return ".".join(str(part) for part in place if not re.search(r"[\[(]", str(part)))
+
+
 def _one_line(error: ValidationError, path: Path) -> str:
-    """The first mistake as `file: key: what`, with a count of the others."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained-")))
+    """The first mistake as `file: key: what`, with a count of the other keys; a misspelt key before a missing one."""
+    errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    keys = [_key(one["loc"]) for one in errors]
+    first, key = errors[0], keys[0]
     what = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        what = "unknown key"
+        siblings = {_key(one["loc"]): one["loc"][-1] for one in errors if one["type"] == "missing"}
+        near = difflib.get_close_matches(key, siblings, 1)
+        what = f"unknown key; did you mean {siblings[near[0]]}?" if near else "unknown key"
+        keys = [other for other in keys if other not in near]
     elif first["type"] == "missing":
         what = "missing key"
-    elif isinstance(first["input"], str | int | float | bool):
+    elif first["type"] in ("model_type", "dict_type"):
+        what = "expected keys with values below it"
+    elif isinstance(first["input"], str | int | float | bool) and not key.endswith("api_key_env"):  # it may be the key
         what += f" (found {first['input']!r})" if repr(first["input"]) not in what else ""
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    more = f" (and {len(set(keys)) - 1} more)" if len(set(keys)) > 1 else ""
     return f"{path}: {key + ': ' if key else ''}{what}{more}"
 
 
@@ -320,6 +359,10 @@ class _NoDuplicates(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.YAMLError(
+                    f"line {key_node.start_mark.line + 1}: a key must be plain text; quote {{{{ … }}}}"
+                )
             if key_node.value in seen:
                 raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: key {key_node.value!r} is written twice")
             seen.add(key_node.value)
@@ -339,6 +382,8 @@ def load(path: str | Path = "params.yaml") -> Params:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoDuplicates)
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run from the project's root") from None
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):

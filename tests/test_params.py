@@ -15,6 +15,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 EXPECTED = [  # (path of the key, its value, words the line must hold)
     ("mix.domain_fracton", 0.3, ["mix.domain_fracton", "unknown key"]),
+    ("mix", {"domain_fractoin": 0.3, "total": 12}, ["mix.domain_fractoin", "did you mean domain_fraction?"]),
+    ("mix", [], ["mix", "expected keys with values"]),
+    ("models.smollm2.uri", [], ["models.smollm2.uri", "empty list"]),
+    ("models.smollm2.uri", ["pypi:a==1#b", "pipy:a==1#b"], ["models.smollm2.uri", "'pipy:a==1#b' is no model URI"]),
+    ("models.gpt-4", {"base_url": "https://", "model": "x"}, ["models.gpt-4.base_url"]),
+    ("models.smollm2.api_key_env", "sk-proj-123", ["models.smollm2.api_key_env", "like OPENAI_API_KEY"]),
+    ("models.smollm2.api_key_env", "sk_proj_123", ["models.smollm2.api_key_env", "like OPENAI_API_KEY"]),
+    ("probe.scripts", ["LATINN"], ["probe.scripts.0", "'LATINN'"]),
+    ("probe.scripts", [], ["probe.scripts"]),
+    ("probe.canary.size", 1000, ["probe", "canary.size (1000) is above max_requests"]),
+    ("train.learning_rate", float("inf"), ["train.learning_rate", "finite"]),
+    ("variants.single-single.members", ["smollm2", "smollm2"], ["variants.single-single", "twice"]),
     ("mix.domain_fraction", 1.7, ["mix.domain_fraction", "less than or equal to 1", "1.7"]),
     ("mix.total", "many", ["mix.total", "integer", "many"]),
     ("mix.total", 0, ["mix.total", "greater than or equal to 1"]),
@@ -68,6 +80,7 @@ def test_a_mistake_is_one_line_naming_the_key(
         settings.load(file)
     line = str(caught.value)
     assert "\n" not in line
+    assert "123" not in line  # a key written in place of its variable's name
     assert caught.value.code == 2
     for word in words:
         assert word in line, line
@@ -149,3 +162,14 @@ def test_every_key_is_documented(default_params: dict[str, Any]) -> None:
     for section in ("serve", "requests", "domain", "probe", "select", "mix", "train", "evaluate", "report"):
         for key in default_params[section]:
             assert f"`{section}.{key}" in text or f"`.{key}`" in text, f"{section}.{key}"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("system: {{ x }}\n", "line 1: a key must be plain text"), ("? [a, b]\n: 1\n", "line 1: a key")]
+)
+def test_a_key_that_is_no_text_is_one_line(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=words):
+        settings.load(tmp_path / "params.yaml")
+    with pytest.raises(UserError, match="can't be read"):
+        settings.load(tmp_path)
