@@ -24,7 +24,6 @@ EXPECTED = [  # (path of the key, its value, words the line must hold)
     ("models.smollm2.api_key_env", "sk_proj_123", ["models.smollm2.api_key_env", "like OPENAI_API_KEY"]),
     ("probe.scripts", ["LATINN"], ["probe.scripts.0", "'LATINN'"]),
     ("probe.scripts", [], ["probe.scripts"]),
-    ("probe.canary.size", 1000, ["probe", "canary.size (1000) is above max_requests"]),
     ("train.learning_rate", float("inf"), ["train.learning_rate", "finite"]),
     ("variants.single-single.members", ["smollm2", "smollm2"], ["variants.single-single", "twice"]),
     ("mix.domain_fraction", 1.7, ["mix.domain_fraction", "less than or equal to 1", "1.7"]),
