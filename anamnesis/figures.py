@@ -200,11 +200,7 @@ def frontier(points: Sequence[Point]) -> Figure:
             """How many points the label of point i would cover on that side."""
             reach = 8 + _LETTER * len(names[i])
             start, end = (-reach, -4) if leftwards else (4, reach)
-            return sum(
-                start < other[0] - places[i][0] < end and abs(other[1] - heights[i]) < 10
-                for j, other in enumerate(places)
-                if j != i
-            )
+            return sum(start < other[0] - places[i][0] < end and abs(other[1] - heights[i]) < 10 for other in places)
 
         for i, (label, place, y) in enumerate(zip(names, places, heights, strict=True)):
             leftwards = bool(place[0] > box.x0 + 0.62 * box.width)

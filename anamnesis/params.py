@@ -21,8 +21,6 @@ SHA256 = r"^[0-9a-f]{64}$"
 HUB_URI = re.compile(r"hf:([\w.-]+(?:/[\w.-]+)?)@([\w.-]+)")  # repository, revision
 FOLDER_URI = re.compile(r"path:(.+)")
 PYPI_URI = re.compile(r"pypi:([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)#(.+)")  # package, version, file in the wheel
-
-
 ENVIRONMENT_NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
