@@ -6,6 +6,7 @@ the first step and depends on rows, settings and seed only.
 
 import math
 import random
+import textwrap
 from array import array
 from collections.abc import Sequence
 from typing import Any
@@ -29,8 +30,8 @@ def encode_rows(
     examples: list[chat.Encoded] = []
     sources: dict[str, dict[str, int]] = {}
     truncated = 0
-    empty: list[str] = []
-    without_answer: list[str] = []
+    empty: list[dict[str, Any]] = []
+    without_answer: list[dict[str, Any]] = []
     for row in rows:
         whole = chat.encode(tokenizer, row["messages"])
         example = chat.Encoded(
@@ -39,7 +40,7 @@ def encode_rows(
         )
         truncated += len(whole.ids) > sequence_length
         if not any(example.supervised[1:]):
-            (empty if any(whole.supervised) else without_answer).append(row["row_id"])
+            (empty if any(whole.supervised) else without_answer).append(row)
         source = sources.setdefault(row["source"], {"rows": 0, "tokens": 0, "supervised_tokens": 0})
         source["rows"] += 1
         source["tokens"] += len(example.ids)
@@ -69,9 +70,11 @@ def encode_rows(
     return examples, audit
 
 
-def _some(row_ids: list[str]) -> str:
-    shown = ", ".join(row_ids[:3])
-    return f"row {shown}" if len(row_ids) == 1 else f"{len(row_ids)} rows ({shown}{', …' if len(row_ids) > 3 else ''})"
+def _some(rows: list[dict[str, Any]]) -> str:
+    """Rows by the beginning of what their user says: a row id is in no file of the user's."""
+    says = [next((m["content"] for m in row["messages"] if m["role"] == "user"), "") for row in rows[:3]]
+    shown = ", ".join(repr(textwrap.shorten(text, 60, placeholder=" …")) for text in says)
+    return f"row {shown}" if len(rows) == 1 else f"{len(rows)} rows ({shown}{', …' if len(rows) > 3 else ''})"
 
 
 def marked(tokenizer: Any, example: chat.Encoded) -> str:

@@ -1,14 +1,17 @@
 """Domain: build or read the domain set, and split off its test items.
 
-In: the package simple-icd-10-cm, or what domain.source names. Out: data/domain/train.parquet, data/domain/test.parquet.
+In: the package simple-icd-10-cm, or what domain.source names; the tokenizer in models/pretrained/<target>.
+Out: data/domain/train.parquet, data/domain/test.parquet.
 Run: python -m stages.domain
 """
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from anamnesis import formats, icd, records
+from anamnesis import cards, formats, icd, records, trainset
 from anamnesis import params as settings
 from anamnesis.errors import run
 
@@ -30,8 +33,26 @@ def main() -> None:
             print(f"note: {domain.source} is outside {WATCHED}/, so a change in it reruns nothing", file=sys.stderr)
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(item["kind"] for item in test).items()))
     print(f"domain: {len(train)} training rows; test items: {kinds}; {removed} duplicates removed")
+    check_lengths(train, Path("models/pretrained") / params.target, params.train.sequence_length)
     records.write("data/domain/train.parquet", train, records.DOMAIN_TRAIN, ["row_id"])
     records.write("data/domain/test.parquet", test, records.DOMAIN_TEST, ["kind", "row_id"])
+
+
+def check_lengths(rows: Sequence[dict[str, Any]], model_dir: Path, sequence_length: int) -> None:
+    """Say how many rows training will cut, before a model is asked anything.
+
+    Raises `UserError` for rows without a token to train on.
+    """
+    trusted = cards.load_card(model_dir).trust_remote_code
+    from transformers import AutoTokenizer  # takes seconds: after the user's file is read
+
+    tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trusted)
+    _, audit = trainset.encode_rows(tokenizer, rows, sequence_length)
+    if cut := audit["truncated_rows"]:
+        line = (
+            f"note: {cut} of {len(rows)} training rows are longer than train.sequence_length, {sequence_length} tokens"
+        )
+        print(f"{line}: they are cut and teach no end of turn", file=sys.stderr)
 
 
 if __name__ == "__main__":

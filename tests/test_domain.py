@@ -142,6 +142,14 @@ def test_asking_for_too_many_is_one_line(codes: list[icd.Code], train: int, test
     assert 1000 < int(most[1]) < 10**6
 
 
+@pytest.fixture
+def with_target(tmp_path: Path, smollm2_dir: Path) -> Path:
+    """A folder with the target's model, as stage models leaves it."""
+    (tmp_path / "models/pretrained").mkdir(parents=True)
+    (tmp_path / "models/pretrained/smollm2").symlink_to(smollm2_dir)
+    return tmp_path
+
+
 def run_stage(
     folder: Path, seed: int, source: str, train: int = 40, test: int = 12
 ) -> subprocess.CompletedProcess[str]:
@@ -156,31 +164,50 @@ def run_stage(
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_the_stage_writes_equal_bytes(tmp_path: Path, codes: list[icd.Code]) -> None:
-    result = run_stage(tmp_path, SEED, "icd10cm")
+def test_the_stage_writes_equal_bytes(with_target: Path, codes: list[icd.Code]) -> None:
+    result = run_stage(with_target, SEED, "icd10cm")
     assert result.returncode == 0, result.stderr
     train, test = icd.build(codes[::-1], 40, 12, SEED, "CC0")  # another process, another order
-    records.write(tmp_path / "train.parquet", train[::-1], records.DOMAIN_TRAIN, ["row_id"])
-    records.write(tmp_path / "test.parquet", test[::-1], records.DOMAIN_TEST, ["kind", "row_id"])
+    records.write(with_target / "train.parquet", train[::-1], records.DOMAIN_TRAIN, ["row_id"])
+    records.write(with_target / "test.parquet", test[::-1], records.DOMAIN_TEST, ["kind", "row_id"])
     for name in ("train.parquet", "test.parquet"):
-        assert (tmp_path / "data/domain" / name).read_bytes() == (tmp_path / name).read_bytes()
-    assert len(records.read(tmp_path / "data/domain/train.parquet", records.DOMAIN_TRAIN)) == 40
-    assert len(records.read(tmp_path / "data/domain/test.parquet", records.DOMAIN_TEST)) == 36
+        assert (with_target / "data/domain" / name).read_bytes() == (with_target / name).read_bytes()
+    assert len(records.read(with_target / "data/domain/train.parquet", records.DOMAIN_TRAIN)) == 40
+    assert len(records.read(with_target / "data/domain/test.parquet", records.DOMAIN_TEST)) == 36
     assert "40 training rows" in result.stdout
 
 
-def test_the_stage_takes_a_users_file_and_names_its_mistakes(tmp_path: Path) -> None:
+def test_the_stage_takes_a_users_file_and_names_its_mistakes(with_target: Path) -> None:
     rows = [json.dumps({"instruction": f"q{place}", "output": "a"}) for place in range(60)]
-    (tmp_path / "my.jsonl").write_text("\n".join([*rows, rows[0]]))
-    result = run_stage(tmp_path, SEED, "my.jsonl")
+    (with_target / "my.jsonl").write_text("\n".join([*rows, rows[0]]))
+    result = run_stage(with_target, SEED, "my.jsonl")
     assert result.returncode == 0, result.stderr
     assert "40 training rows; test items: 12 text; 1 duplicates removed" in result.stdout
     assert result.stderr == "note: my.jsonl is outside data/own/, so a change in it reruns nothing\n"
-    train = records.read(tmp_path / "data/domain/train.parquet", records.DOMAIN_TRAIN)
+    train = records.read(with_target / "data/domain/train.parquet", records.DOMAIN_TRAIN)
     assert {(row["source"], row["licence"]) for row in train} == {("my.jsonl", "CC0")}
 
-    (tmp_path / "my.jsonl").write_text("\n".join([*rows, '{"instruction": "q"}']))
-    result = run_stage(tmp_path, SEED, "my.jsonl")
+    (with_target / "my.jsonl").write_text("\n".join([*rows, '{"instruction": "q"}']))
+    result = run_stage(with_target, SEED, "my.jsonl")
     assert result.returncode == BAD_INPUT
     assert result.stderr.startswith("error: my.jsonl: line 61: field 'output': missing or empty; every row needs")
     assert result.stderr.count("\n") == 1
+
+
+def test_long_rows_are_counted_and_a_prompt_that_fills_the_window_is_one_line(with_target: Path) -> None:
+    rows = [{"instruction": f"q{place}", "output": "word " * (300 if place % 2 else 3)} for place in range(60)]
+    (with_target / "my.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = run_stage(with_target, SEED, "my.jsonl")
+    assert result.returncode == 0, result.stderr
+    train = records.read(with_target / "data/domain/train.parquet", records.DOMAIN_TRAIN)
+    long = sum(len(row["messages"][1]["content"]) > 1000 for row in train)
+    assert 0 < long < 40
+    line = f"note: {long} of 40 training rows are longer than train.sequence_length, 256 tokens: they are cut"
+    assert line in result.stderr
+
+    rows = [{"instruction": f"q{place} " + "word " * 300, "output": "a"} for place in range(60)]
+    (with_target / "my.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = run_stage(with_target, SEED, "my.jsonl")
+    assert result.returncode == BAD_INPUT
+    assert result.stderr.splitlines()[-1].startswith("error: 40 rows ('q")
+    assert "raise train.sequence_length or shorten the prompts" in result.stderr

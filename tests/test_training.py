@@ -76,10 +76,12 @@ def test_every_source_is_shown(smollm2_tokenizer: Any) -> None:
 def test_rows_that_can_not_be_trained_on(smollm2_tokenizer: Any) -> None:
     rows = rows_of(3)
     rows[1]["messages"][0]["content"] = "again and again " * 40
-    with pytest.raises(UserError, match=r"row row-001: .* in the first 100 tokens; raise train\.sequence_length"):
+    with pytest.raises(
+        UserError, match=r"row 'again and again .* …': .* in the first 100 tokens; raise train\.sequence_length"
+    ):
         trainset.encode_rows(smollm2_tokenizer, rows, 100)
     rows[2]["messages"] = rows[2]["messages"][:1]
-    with pytest.raises(UserError, match="row row-002: no assistant turn"):
+    with pytest.raises(UserError, match=f"row '{rows[2]['messages'][0]['content'][:20]}.*: no assistant turn"):
         trainset.encode_rows(smollm2_tokenizer, rows, 1000)
     with pytest.raises(UserError, match="no rows"):
         trainset.encode_rows(smollm2_tokenizer, [], 100)
@@ -90,7 +92,7 @@ def test_a_row_whose_answer_starts_at_the_cut(smollm2_tokenizer: Any) -> None:
     first = chat.encode(smollm2_tokenizer, row["messages"]).supervised.index(True)
     _, audit = trainset.encode_rows(smollm2_tokenizer, [row], first + 1)
     assert audit["supervised_tokens"] == 1
-    with pytest.raises(UserError, match="row-000"):
+    with pytest.raises(UserError, match=f"row '{row['messages'][0]['content'][:20]}"):
         trainset.encode_rows(smollm2_tokenizer, [row], first)
 
 
