@@ -19,7 +19,7 @@ import tenacity
 
 from anamnesis.cards import load_card
 from anamnesis.errors import QUALITY, REQUEST_REFUSED, UserError
-from anamnesis.ledger import Answer, Ledger, key_of
+from anamnesis.ledger import Answer, Ledger, Record, key_of
 from anamnesis.params import Requests, Serve
 from anamnesis.progress import Progress
 from anamnesis.server import Endpoint, endpoint, identity_of
@@ -138,12 +138,45 @@ def _message(error: openai.APIStatusError) -> str:
     return " ".join(str(body.get("message") or error.message).split())[:200]
 
 
+class _Writer:
+    """Puts the answers that come in within one turn of the event loop into the ledger in one transaction.
+
+    `put` returns when its answer is committed, so whoever waits for it still counts as in flight: kill -9 costs no
+    more than that.
+    """
+
+    def __init__(self, ledger: Ledger):
+        self._ledger = ledger
+        self._waiting: list[Record] = []
+        self._written: asyncio.Future[None] | None = None
+
+    async def put(self, record: Record) -> None:
+        self._waiting.append(record)
+        if self._written is None:
+            loop = asyncio.get_running_loop()
+            self._written = loop.create_future()
+            loop.call_soon(self._flush)
+        await asyncio.shield(self._written)  # one waiter's cancellation is not the others'
+
+    def _flush(self) -> None:
+        records, self._waiting = self._waiting, []
+        written, self._written = self._written, None
+        assert written
+        try:
+            self._ledger.put_many(records)
+        except UserError as error:
+            written.set_exception(error)
+        else:
+            written.set_result(None)
+
+
 async def _ask_all(
     todo: dict[str, Call], endpoint: Endpoint, ledger: Ledger, requests: Requests, progress: Progress
 ) -> dict[str, str]:
     """Ask every call in `todo` and store the answers; the reasons of those that failed, by key."""
     failures: dict[str, str] = {}
     queue = iter(todo.items())
+    writer = _Writer(ledger)
     finished = 0
     client = openai.AsyncOpenAI(
         base_url=endpoint.base_url, api_key=endpoint.api_key, timeout=requests.timeout_s, max_retries=0
@@ -170,7 +203,7 @@ async def _ask_all(
                 ) from None
             failures[key] = f"HTTP {error.status_code}: {_message(error)}"
             return
-        ledger.put(key, endpoint.identity, call.kind, answer, time.monotonic() - start)
+        await writer.put(Record(key, endpoint.identity, call.kind, answer, time.monotonic() - start))
 
     async def worker() -> None:
         nonlocal finished
@@ -224,13 +257,15 @@ class Client:
         call has an answer. What was answered by then is in the ledger.
         """
         keys = [call.key(self._identity) for call in calls]
-        todo = {key: call for key, call in zip(keys, calls, strict=True) if self._ledger.get(key) is None}
+        known = self._ledger.known(keys)
+        todo = {key: call for key, call in zip(keys, calls, strict=True) if key not in known}
         failures: dict[str, str] = {}
         if todo:
             self._endpoint = self._endpoint or self._servers.enter_context(self._connect())
             with Progress(label, len(todo), "calls") as progress:
                 failures = asyncio.run(_ask_all(todo, self._endpoint, self._ledger, self._requests, progress))
-        outcomes = [Outcome(self._ledger.get(key), failures.get(key)) for key in keys]
+        answers = self._ledger.get_many(keys)
+        outcomes = [Outcome(answers.get(key), failures.get(key)) for key in keys]
         if failures and all(outcome.answer is None for outcome in outcomes):
             raise UserError(
                 f"model {self.card.name}: none of {len(outcomes)} requests was answered; the last: "

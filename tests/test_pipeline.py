@@ -14,11 +14,12 @@ STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="
 
 def _module_file(module: str) -> Path | None:
     path = ROOT / (module.replace(".", "/") + ".py")
-    return path if path.exists() else None
+    package = path.with_suffix("") / "__init__.py"
+    return path if path.exists() else package if "." in module and package.exists() else None
 
 
 def _imports(file: Path) -> set[Path]:
-    """Files of ours that a file imports anywhere in it, package `__init__`s left out."""
+    """Files of ours that a file imports anywhere in it, the top `__init__` left out."""
     found: set[Path] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         names: list[str] = []

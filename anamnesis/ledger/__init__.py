@@ -1,0 +1,288 @@
+"""The ledger: every call that a model ever answered, keyed by its content, so that none is made twice.
+
+A key is the sha256 over the canonical JSON of what determines an answer: the model's identity, the kind of call, the
+messages or prompt, the sampling settings, the seed and the sample index. The value is what came back, raw. It lives
+outside DVC (`.ledger/ledger.sqlite`, or the file named by ANAMNESIS_LEDGER), so it survives `dvc repro`, experiments,
+branches and kill -9. SQLite in WAL mode: safe with several processes on one machine, refused on a network file system.
+`python -m anamnesis.ledger` looks after the file: docs/ledger.md.
+"""
+
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from anamnesis.errors import UserError
+
+T = TypeVar("T")
+KEY_VERSION = 1  # part of every key: a change of the encoding can't meet an old row by accident
+SCHEMA_VERSION = 2
+AT_ONCE = 500  # keys a look-up, far below SQLite's limit of bound values
+REMOTE = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "lustre", "gpfs", "beegfs", "fuse.sshfs", "fuse.glusterfs"}
+)
+MOUNTS = Path("/proc/self/mountinfo")
+
+# A table in order of arrival with its keys in an index: random keys in one clustered tree would move whole answers.
+SCHEMA = """
+CREATE TABLE models (model_id INTEGER PRIMARY KEY, identity TEXT NOT NULL UNIQUE);
+CREATE TABLE answers (
+    key BLOB NOT NULL UNIQUE, model_id INTEGER NOT NULL REFERENCES models, kind TEXT NOT NULL, answer TEXT NOT NULL,
+    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, latency_s REAL, at REAL NOT NULL
+);
+"""
+FROM_1 = f"""
+ALTER TABLE answers RENAME TO answers_1;
+{SCHEMA}
+INSERT INTO models (identity) SELECT DISTINCT model FROM answers_1 ORDER BY model;
+INSERT INTO answers
+SELECT bytes_of(key), model_id, kind, answer, coalesce(json_extract(answer, '$.prompt_tokens'), 0),
+    coalesce(json_extract(answer, '$.completion_tokens'), 0), latency_s, at
+FROM answers_1 JOIN models ON identity = model ORDER BY at, key;
+DROP TABLE answers_1;
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one call returned. `logprobs`: tokens that could have stood in one position, with natural logs."""
+
+    text: str | None
+    finish_reason: str | None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    logprobs: dict[str, float] | None = None
+    refusal: str | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One answered call: `model` is the model's identity, `at` seconds since 1970, None for now."""
+
+    key: str
+    model: str
+    kind: str
+    answer: Answer
+    latency_s: float | None
+    at: float | None = None
+
+
+def key_of(call: dict[str, Any]) -> str:
+    """The key of a call: sha256 over its canonical JSON (sorted keys, no white space, UTF-8) and the key version."""
+    encoded = json.dumps(
+        [KEY_VERSION, call], sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return hashlib.sha256(encoded.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def default_path() -> Path:
+    """The ledger's file: ANAMNESIS_LEDGER, else `.ledger/ledger.sqlite` below the current folder."""
+    return Path(os.environ.get("ANAMNESIS_LEDGER") or ".ledger/ledger.sqlite").absolute()
+
+
+def file_system_of(path: Path, mounts: Path | None = None) -> str:
+    """The type of the file system that a path lies on, as Linux calls it; empty where it can't be told."""
+    try:
+        lines = (mounts or MOUNTS).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    best, found = -1, ""
+    for line in lines:  # man 5 proc: … root mount-point options … - type source options; a space is \040
+        before, _, after = line.partition(" - ")
+        point = Path(before.split()[4].replace("\\040", " "))
+        if (path == point or point in path.parents) and len(point.parts) >= best:  # of two mounts the later covers
+            best, found = len(point.parts), after.split()[0]
+    return found
+
+
+def _require_local(path: Path) -> None:
+    kind = file_system_of(path.resolve())
+    if kind in REMOTE:
+        raise UserError(
+            f"ledger {path}: lies on a network file system ({kind}), where SQLite's locks can't be relied on; "
+            "set ANAMNESIS_LEDGER to a file on a local disk"
+        )
+
+
+class Ledger:
+    """One SQLite file of answers. Use as a context manager.
+
+    What `put` and `put_many` return from is committed, in WAL mode by one write without a sync: kill -9 loses nothing
+    of it, a power cut the last moments. Raises `UserError` where the file can't be opened or written, lies on a network
+    file system, or is of a newer schema; an older one is brought up to date in one transaction.
+    """
+
+    def __init__(self, path: str | Path | None = None):
+        self.path = Path(path) if path else default_path()
+        self._model_ids: dict[str, int] = {}
+        _require_local(self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            new = not self.path.exists()
+            self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            if new:
+                self.path.chmod(0o600)  # prompts and answers are nobody else's business
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._update_schema()
+        except (sqlite3.Error, OSError) as error:
+            raise UserError(
+                f"ledger {self.path}: {error}; set ANAMNESIS_LEDGER to a file on a local disk that you may write"
+            ) from None
+
+    def _update_schema(self) -> None:
+        """Make the tables, or bring those of an older version up to date; of two processes one does it."""
+        if self._version() < SCHEMA_VERSION:
+            self._db.create_function("bytes_of", 1, bytes.fromhex, deterministic=True)
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                version = self._version()  # another process may have been faster
+                script = {0: SCHEMA, 1: FROM_1}.get(version, "")
+                for statement in filter(str.strip, script.split(";")):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+        if (version := self._version()) > SCHEMA_VERSION:
+            raise UserError(f"{self.path}: ledger of schema {version}, this version knows {SCHEMA_VERSION}; update")
+
+    def _version(self) -> int:
+        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+    def get(self, key: str) -> Answer | None:
+        """The answer stored under a key, or None."""
+        return self.get_many([key]).get(key)
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, Answer]:
+        """The answers stored under those of `keys` that have one."""
+        found = {}
+        for some in pieces(keys, AT_ONCE):
+            marks = ",".join("?" * len(some))
+            rows = self._db.execute(
+                f"SELECT key, answer FROM answers WHERE key IN ({marks})",  # noqa: S608 (question marks only)
+                [bytes.fromhex(key) for key in some],
+            )
+            found |= {key.hex(): Answer(**json.loads(answer)) for key, answer in rows}
+        return found
+
+    def known(self, keys: Iterable[str]) -> set[str]:
+        """Those of `keys` that have an answer; reads the index alone."""
+        found = set()
+        for some in pieces(keys, AT_ONCE):
+            marks = ",".join("?" * len(some))
+            rows = self._db.execute(
+                f"SELECT key FROM answers WHERE key IN ({marks})",  # noqa: S608 (question marks only)
+                [bytes.fromhex(key) for key in some],
+            )
+            found |= {key.hex() for (key,) in rows}
+        return found
+
+    def put(self, key: str, model: str, kind: str, answer: Answer, latency_s: float) -> None:
+        """Store an answer; the first one under a key stays."""
+        self.put_many([Record(key, model, kind, answer, latency_s)])
+
+    def put_many(self, records: Sequence[Record]) -> int:
+        """Store answers in one transaction; the first one under a key stays. Returns how many were new."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                rows = [self._row(record) for record in records]
+                before = self._db.total_changes
+                self._db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+                stored = self._db.total_changes - before
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._model_ids.clear()
+                self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise UserError(f"ledger {self.path}: {error}; free the disk or set ANAMNESIS_LEDGER, then rerun") from None
+        return stored
+
+    def _row(self, record: Record) -> tuple[Any, ...]:
+        answer = record.answer
+        return (
+            bytes.fromhex(record.key), self._model_id(record.model), record.kind, json.dumps(asdict(answer)),
+            answer.prompt_tokens, answer.completion_tokens, record.latency_s,
+            time.time() if record.at is None else record.at,
+        )  # fmt: skip
+
+    def _model_id(self, identity: str) -> int:
+        if identity not in self._model_ids:
+            self._db.execute("INSERT OR IGNORE INTO models (identity) VALUES (?)", (identity,))
+            row = self._db.execute("SELECT model_id FROM models WHERE identity = ?", (identity,)).fetchone()
+            self._model_ids[identity] = int(row[0])
+        return self._model_ids[identity]
+
+    def records(self) -> Iterator[Record]:
+        """Every answered call in order of arrival, one at a time."""
+        rows = self._db.execute(
+            "SELECT key, identity, kind, answer, latency_s, at FROM answers JOIN models USING (model_id)"
+            " ORDER BY answers.rowid"
+        )
+        for key, model, kind, answer, latency_s, at in rows:
+            yield Record(key.hex(), model, kind, Answer(**json.loads(answer)), latency_s, at)
+
+    def statistics(self) -> list[dict[str, Any]]:
+        """For each model identity and kind of call: calls, tokens in and out, mean seconds a call, first and last."""
+        cursor = self._db.execute(
+            "SELECT identity AS model, kind, count(*) AS calls, sum(prompt_tokens) AS prompt_tokens,"
+            " sum(completion_tokens) AS completion_tokens, avg(latency_s) AS mean_latency_s, min(at) AS first,"
+            " max(at) AS last FROM answers JOIN models USING (model_id) GROUP BY identity, kind ORDER BY identity, kind"
+        )
+        names = [column[0] for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor]
+
+    def faults(self) -> list[str]:
+        """What is wrong with the file, one line each; none where it is sound.
+
+        SQLite's own integrity check, orphan rows (answers of a model that is not listed), keys of another length than
+        a sha256, and answers that can't be read.
+        """
+        found = [f"integrity: {line}" for (line,) in self._db.execute("PRAGMA integrity_check(20)") if line != "ok"]
+        checks = {
+            "orphan rows (their model is not listed)": "model_id NOT IN (SELECT model_id FROM models)",
+            "keys that are no sha256": "typeof(key) <> 'blob' OR length(key) <> 32",
+            "answers that are no JSON object": "NOT json_valid(answer) OR json_type(answer) <> 'object'",
+        }
+        for what, condition in checks.items():
+            count = self._db.execute(f"SELECT count(*) FROM answers WHERE {condition}").fetchone()[0]  # noqa: S608
+            if count:
+                found.append(f"{count} {what}")
+        return found
+
+    def prune(self, model: str) -> int:
+        """Delete the answers of one model identity and give their space back; returns how many there were."""
+        self._db.execute("BEGIN IMMEDIATE")
+        gone = self._db.execute(
+            "DELETE FROM answers WHERE model_id = (SELECT model_id FROM models WHERE identity = ?)", (model,)
+        ).rowcount
+        self._db.execute("DELETE FROM models WHERE identity = ?", (model,))
+        self._db.execute("COMMIT")
+        self._model_ids.clear()
+        self._db.execute("VACUUM")
+        return int(gone)
+
+    def __len__(self) -> int:
+        return int(self._db.execute("SELECT COUNT(*) FROM answers").fetchone()[0])
+
+
+def pieces(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items in lists of `size`, the last one shorter."""
+    rest = iter(items)
+    while some := list(islice(rest, size)):
+        yield some
