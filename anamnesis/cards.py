@@ -1,7 +1,7 @@
 """`model.json`: what is in a model directory and who answers for it. Stage models writes it, the others read it."""
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,10 @@ class Card:
     sha256: str | None = None
     licence: str = "unknown"
     base_url: str | None = None
+    replicas: list[str] = field(default_factory=list)
     model: str | None = None
+    mode: Literal["online", "batch"] = "online"
+    samples_per_request: int = 1
     api_key_env: str | None = None
     trust_remote_code: bool = False
 
@@ -36,7 +39,7 @@ def load_card(model_dir: str | Path) -> Card:
     path = Path(model_dir) / CARD
     try:
         raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        known = {field.name for field in fields(Card)}
+        known = {each.name for each in fields(Card)}
         return Card(**{key: value for key, value in raw.items() if key in known})
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: not found; run `dvc repro models`", MODEL_UNAVAILABLE) from None

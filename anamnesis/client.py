@@ -1,147 +1,52 @@
 """Ask models: what the ledger has is not asked again, what is asked ends as an answer or as a reason.
 
-`Client.ask` takes calls and gives one `Outcome` each, in their order. A few requests are in flight at once; errors
-that can pass (time-outs, 408, 409, 429, 5xx, broken connections) are tried again with jittered exponential waits or
-after the server's Retry-After; errors that can't are final for their row alone; a refused key or an unknown model
-ends the stage at once.
+`Client.ask` takes calls and gives one `Outcome` each, in their order. As many requests are in flight as the server
+stands (anamnesis/pace.py) and the budget allows (anamnesis/spending.py). Errors that can pass (time-outs, 408, 409,
+429, 5xx, broken connections, unreadable replies) are tried again with jittered exponential waits or after the server's
+Retry-After; errors that can't are final for their row alone; a refused key or an unknown model ends the stage at once.
+What ends a stage lets the requests under way finish first, for they are paid for.
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import openai
 import tenacity
 
-from anamnesis.cards import load_card
-from anamnesis.errors import QUALITY, REQUEST_REFUSED, UserError
-from anamnesis.ledger import Answer, Ledger, Record, key_of
-from anamnesis.params import Requests, Serve
-from anamnesis.progress import Progress
+from anamnesis import batch, wire
+from anamnesis.cards import Card, load_card
+from anamnesis.errors import MODEL_UNAVAILABLE, QUALITY, REQUEST_REFUSED, UserError
+from anamnesis.ledger import Answer, Ledger, Record
+from anamnesis.meter import Meter
+from anamnesis.pace import Pool, Replica, Throttle
+from anamnesis.params import Params, RateLimit, Requests
 from anamnesis.server import Endpoint, endpoint, identity_of
+from anamnesis.spending import Cost, Purse, bound, spent
+from anamnesis.wire import Call, Outcome
 
-PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-REFUSED = frozenset({401, 403, 404})
-BUDGET_FLOOR = 20  # failures below which the budget never ends a stage
-LONGEST_WAIT_S = 60.0
-DIGITS = tuple("12345")
-
-
-@dataclass(frozen=True)
-class Call:
-    """One request. `request` is what goes over the wire besides the model's name; all of it is part of the key."""
-
-    kind: Literal["chat", "completion"]
-    request: dict[str, Any]
-    sample_index: int = 0
-
-    def key(self, identity: str) -> str:
-        """The ledger's key of this call to the model of this identity."""
-        return key_of(
-            {"model": identity, "kind": self.kind, "request": self.request, "sample_index": self.sample_index}
-        )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """An answer, or the reason why there is none."""
-
-    answer: Answer | None
-    reason: str | None = None
-
-
-class _Passing(Exception):
-    """An error that a later try may not meet; `wait_s` is what the server asked for, if it did."""
-
-    def __init__(self, reason: str, wait_s: float | None = None):
-        super().__init__(reason)
-        self.wait_s = wait_s
-
-
-def _score_position(content: Sequence[Any]) -> dict[str, float] | None:
-    """Top log-probabilities at the last position where a lone digit 1..5 was written, else at the first position."""
-    if not content:
-        return None
-    position = next((token for token in reversed(content) if token.token.strip() in DIGITS), content[0])
-    return {top.token: round(float(top.logprob), 6) for top in position.top_logprobs}
-
-
-def _read_chat(body: Any) -> Answer:
-    choice = body.choices[0]
-    logprobs = choice.logprobs.content if choice.logprobs else None
-    return Answer(
-        text=choice.message.content,
-        finish_reason=choice.finish_reason,
-        prompt_tokens=body.usage.prompt_tokens if body.usage else 0,
-        completion_tokens=body.usage.completion_tokens if body.usage else 0,
-        logprobs=_score_position(logprobs) if logprobs else None,
-        refusal=getattr(choice.message, "refusal", None),
-    )
-
-
-def _read_completion(body: Any) -> Answer:
-    choice = body.choices[0]
-    top = choice.logprobs.top_logprobs if choice.logprobs else None
-    return Answer(
-        text=choice.text,
-        finish_reason=choice.finish_reason,
-        prompt_tokens=body.usage.prompt_tokens if body.usage else 0,
-        completion_tokens=body.usage.completion_tokens if body.usage else 0,
-        logprobs={token: round(float(value), 6) for token, value in top[0].items()} if top else None,
-    )
-
-
-def _retry_after(error: openai.APIStatusError) -> float | None:
-    try:
-        return min(float(error.response.headers["retry-after"]), LONGEST_WAIT_S)
-    except (KeyError, ValueError):
-        return None
-
-
-async def _send(client: openai.AsyncOpenAI, model: str, call: Call) -> Answer:
-    """One try. Raises `_Passing` for what a later try may mend, and openai's errors for what it can't."""
-    try:
-        if call.kind == "chat":
-            answer = _read_chat(await client.chat.completions.create(model=model, **call.request))
-        else:
-            answer = _read_completion(await client.completions.create(model=model, **call.request))
-    except openai.APIStatusError as error:
-        if error.status_code in PASSING:
-            raise _Passing(f"HTTP {error.status_code}", _retry_after(error)) from error
-        raise
-    except openai.APITimeoutError as error:
-        raise _Passing("timed out") from error
-    except openai.APIConnectionError as error:
-        raise _Passing("connection failed") from error
-    except (openai.APIResponseValidationError, ValueError, AttributeError, IndexError, TypeError) as error:
-        raise _Passing(f"unreadable reply ({type(error).__name__})") from error
-    if answer.text is None and answer.refusal is None and answer.finish_reason not in ("content_filter", "length"):
-        raise _Passing("reply without content")  # at `length` a reasoning model had no token left for its answer
-    return answer
+BUDGET_FLOOR = 20  # failures below which the failure budget never ends a stage
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
+LAST_ANSWERS_S = 30.0  # how long a stage that ends waits for what is under way
+TICK_S = 1.0
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
     """Seconds before the next try: what the server asked for, else full jitter over an exponential."""
     error = state.outcome.exception() if state.outcome else None
-    if isinstance(error, _Passing) and error.wait_s is not None:
+    if isinstance(error, wire.Passing) and error.wait_s is not None:
         return error.wait_s
-    return float(tenacity.wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT_S)(state))
-
-
-def _message(error: openai.APIStatusError) -> str:
-    """What the server said, in one short line."""
-    body = error.body if isinstance(error.body, dict) else {}
-    return " ".join(str(body.get("message") or error.message).split())[:200]
+    return float(tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S)(state))
 
 
 class _Writer:
     """Puts the answers that come in within one turn of the event loop into the ledger in one transaction.
 
-    `put` returns when its answer is committed, so whoever waits for it still counts as in flight: kill -9 costs no
+    `put` returns when its answers are committed, so whoever waits for it still counts as in flight: kill -9 costs no
     more than that.
     """
 
@@ -150,8 +55,8 @@ class _Writer:
         self._waiting: list[Record] = []
         self._written: asyncio.Future[None] | None = None
 
-    async def put(self, record: Record) -> None:
-        self._waiting.append(record)
+    async def put(self, records: Sequence[Record]) -> None:
+        self._waiting += records
         if self._written is None:
             loop = asyncio.get_running_loop()
             self._written = loop.create_future()
@@ -170,63 +75,165 @@ class _Writer:
             written.set_result(None)
 
 
-async def _ask_all(
-    todo: dict[str, Call], endpoint: Endpoint, ledger: Ledger, requests: Requests, progress: Progress
-) -> dict[str, str]:
-    """Ask every call in `todo` and store the answers; the reasons of those that failed, by key."""
-    failures: dict[str, str] = {}
-    queue = iter(todo.items())
-    writer = _Writer(ledger)
-    finished = 0
-    client = openai.AsyncOpenAI(
-        base_url=endpoint.base_url, api_key=endpoint.api_key, timeout=requests.timeout_s, max_retries=0
-    )
-    retrying = tenacity.AsyncRetrying(
-        retry=tenacity.retry_if_exception_type(_Passing),
-        stop=tenacity.stop_after_attempt(requests.retries + 1),
-        wait=_wait,
-        reraise=True,
-    )
+class _Run:
+    """One run of `Client.ask` over what the ledger lacks: workers take groups of calls from one iterator."""
 
-    async def one(key: str, call: Call) -> None:
+    def __init__(self, where: Endpoint, requests: Requests, purse: Purse, throttle: Throttle, ledger: Ledger):
+        self._where, self._requests, self._purse, self._throttle = where, requests, purse, throttle
+        self._writer = _Writer(ledger)
+        self._clients = [
+            openai.AsyncOpenAI(base_url=url, api_key=where.api_key, timeout=requests.timeout_s, max_retries=0)
+            for url in where.base_urls
+        ]
+        self.pool = Pool(self._clients, requests.concurrency)
+        self.failures: dict[str, str] = {}
+        self._ending: UserError | None = None
+        self._retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(wire.Passing),
+            stop=lambda state: state.attempt_number > requests.retries or self._ending is not None,
+            wait=_wait,
+            before_sleep=self._count_retry,
+            reraise=True,
+        )
+
+    async def ask(self, groups: list[dict[str, Call]], meter: Meter) -> None:
+        """Ask every group and store the answers; `failures` has the reasons of those that failed, by key.
+
+        Raises what ends the stage, after the requests under way have come back or had LAST_ANSWERS_S to.
+        """
+        self._meter = meter
+        queue = iter(groups)
+        places = self._requests.concurrency * len(self.pool.replicas)
+        # Twice as many workers as places: one that waits for its next try leaves its place to another.
+        workers = [asyncio.create_task(self._work(queue)) for _ in range(min(2 * places, len(groups)))]
+        ticker = asyncio.create_task(self._tick())
+        try:
+            await self._join(workers)
+        finally:
+            for task in (ticker, *workers):
+                task.cancel()
+            await asyncio.gather(ticker, *workers, return_exceptions=True)
+            for client in self._clients:
+                await client.close()
+        if self._ending:
+            raise self._ending
+
+    async def _join(self, workers: Sequence[asyncio.Task[None]]) -> None:
+        waiting = set(workers)
+        deadline: float | None = None
+        while waiting and (deadline is None or time.monotonic() < deadline):
+            done, waiting = await asyncio.wait(waiting, timeout=TICK_S, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                if error := task.exception():
+                    raise error
+            if self._ending and deadline is None:
+                deadline = time.monotonic() + LAST_ANSWERS_S
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._meter.tick()
+
+    async def _work(self, queue: Iterator[dict[str, Call]]) -> None:
+        for group in queue:
+            if self._ending:
+                return
+            try:
+                await self._one(group)
+            except UserError as error:
+                self._ending = self._ending or error
+
+    async def _one(self, group: Mapping[str, Call]) -> None:
+        """Ask one group of samples until it is answered or has failed."""
+        calls = list(group.values())
         start = time.monotonic()
         try:
-            answer: Answer = await retrying(_send, client, endpoint.model, call)
-        except _Passing as error:
-            failures[key] = f"{error} after {requests.retries + 1} tries"
+            answers: list[Answer] = await self._retrying(self._try, calls)
+        except wire.Passing as error:
+            if self._ending:
+                return  # not tried to the end, so not failed: a rerun asks again
+            self._fail(group, error.kind, f"{error} after {self._requests.retries + 1} tries")
             return
-        except openai.APIStatusError as error:
-            if error.status_code in REFUSED:
+        except wire.Final as error:
+            self._fail(group, str(error).split(":")[0], str(error))
+            return
+        latency = time.monotonic() - start
+        identity = self._where.identity
+        records = [
+            Record(key, identity, calls[0].kind, answer, latency) for key, answer in zip(group, answers, strict=True)
+        ]
+        await self._writer.put(records)
+        cost = self._purse.price_of(
+            sum(answer.prompt_tokens for answer in answers), sum(answer.completion_tokens for answer in answers)
+        )
+        self._meter.answer(len(group), cost)
+
+    async def _try(self, calls: Sequence[Call]) -> list[Answer]:
+        """One try: wait for budget, rate and a place, send, and tell them how it went."""
+        held = await self._purse.hold(calls)
+        real = Cost(requests=1)
+        try:
+            await self._throttle.take(bound(calls, None).tokens)
+            replica = await self.pool.acquire()
+            sent = time.monotonic()
+            try:
+                if self._ending:
+                    raise wire.Passing("stopped")
+                answers = await wire.send(replica.client, self._where.model, calls)
+            except wire.Passing as error:
+                self._slow_down(replica, error, sent)
+                raise
+            finally:
+                self.pool.release(replica)
+            self.pool.answered(replica)
+            real = self._purse.price_of(
+                sum(answer.prompt_tokens for answer in answers), sum(answer.completion_tokens for answer in answers)
+            )
+            return answers
+        finally:
+            self._purse.settle(held, real)
+
+    def _slow_down(self, replica: Replica, error: wire.Passing, sent: float) -> None:
+        if error.overload:
+            self.pool.overloaded(replica, sent)
+        if error.wait_s is not None:
+            if error.wait_s > self._requests.timeout_s:
                 raise UserError(
-                    f"model {endpoint.model} at {endpoint.base_url}: HTTP {error.status_code}: {_message(error)}",
+                    f"model {self._where.model} at {replica.client.base_url}: {error}: it asks to wait "
+                    f"{error.wait_s:.0f} s, longer than requests.timeout_s; answered calls are kept: rerun then",
                     REQUEST_REFUSED,
-                ) from None
-            failures[key] = f"HTTP {error.status_code}: {_message(error)}"
-            return
-        await writer.put(Record(key, endpoint.identity, call.kind, answer, time.monotonic() - start))
-
-    async def worker() -> None:
-        nonlocal finished
-        for key, call in queue:
-            await one(key, call)
-            finished += 1
-            progress.advance(note=f"{len(failures)} failed" if failures else "")
-            if len(failures) >= BUDGET_FLOOR and len(failures) > requests.failure_budget * finished:
-                raise UserError(
-                    f"model {endpoint.model}: {len(failures)} of {finished} requests failed, more than "
-                    f"requests.failure_budget ({requests.failure_budget:.0%}); the last: {list(failures.values())[-1]}",
-                    QUALITY,
                 )
+            self.pool.pause(replica, error.wait_s)
+        if error.unreachable:
+            if ended := self._where.ended():
+                raise UserError(f"{ended}; answered calls are kept", MODEL_UNAVAILABLE)
+            self.pool.unreachable(replica)
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(requests.concurrency, len(todo))):
-                group.create_task(worker())
-    except* UserError as errors:
-        raise errors.exceptions[0] from None
-    finally:
-        await client.close()
-    return failures
+    def _count_retry(self, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, wire.Passing):
+            self._meter.retry(error.kind, state.upcoming_sleep)
+
+    def _fail(self, group: Mapping[str, Call], kind: str, reason: str) -> None:
+        """Mark a group's calls as failed. Raises `UserError` where too many have."""
+        self.failures |= dict.fromkeys(group, reason)
+        self._meter.failure(len(group), kind)
+        failed, finished = len(self.failures), self._meter.answered + self._meter.failed
+        if failed >= BUDGET_FLOOR and failed > self._requests.failure_budget * finished:
+            raise UserError(
+                f"model {self._where.model}: {failed} of {finished} requests failed, more than "
+                f"requests.failure_budget ({self._requests.failure_budget:.0%}); the last: {reason}",
+                QUALITY,
+            )
+
+
+def identities(params: Params) -> dict[str, str]:
+    """The keys under models by the identity that the ledger knows them by, of those that are materialised."""
+    found = {}
+    for name in params.models:
+        with contextlib.suppress(UserError):
+            found[identity_of(load_card(Path("models/pretrained") / name), params.serve)] = name
+    return found
 
 
 class Client:
@@ -235,11 +242,11 @@ class Client:
     `model_dir`: the model's directory, as stage models left it. `card` is its identity card.
     """
 
-    def __init__(self, model_dir: str | Path, serve: Serve, requests: Requests, ledger: Ledger):
-        self.card = load_card(model_dir)
-        self._identity = identity_of(self.card, serve)
-        self._connect = lambda: endpoint(model_dir, serve, requests)
-        self._requests, self._ledger = requests, ledger
+    def __init__(self, model_dir: str | Path, params: Params, ledger: Ledger):
+        self.card: Card = load_card(model_dir)
+        self._identity = identity_of(self.card, params.serve)
+        self._connect = lambda: endpoint(model_dir, params.serve, params.requests)
+        self._params, self._ledger = params, ledger
         self._servers = ExitStack()
         self._endpoint: Endpoint | None = None
 
@@ -252,24 +259,42 @@ class Client:
     def ask(self, calls: Sequence[Call], label: str) -> list[Outcome]:
         """One outcome a call, in the calls' order.
 
-        Raises `UserError`: MODEL_UNAVAILABLE where a local server can't start, REQUEST_REFUSED where the server refuses
-        the key or the model, QUALITY where more than `requests.failure_budget` of the finished requests failed, or no
-        call has an answer. What was answered by then is in the ledger.
+        Raises `UserError`: MODEL_UNAVAILABLE where a local server can't start or ends, REQUEST_REFUSED where the server
+        refuses the key or the model, OVER_BUDGET where a cap of `budget` is reached, QUALITY where more than
+        `requests.failure_budget` of the finished requests failed, or no call has an answer. What was answered by then
+        is in the ledger.
         """
         keys = [call.key(self._identity) for call in calls]
         known = self._ledger.known(keys)
         todo = {key: call for key, call in zip(keys, calls, strict=True) if key not in known}
-        failures: dict[str, str] = {}
-        if todo:
-            self._endpoint = self._endpoint or self._servers.enter_context(self._connect())
-            with Progress(label, len(todo), "calls") as progress:
-                failures = asyncio.run(_ask_all(todo, self._endpoint, self._ledger, self._requests, progress))
+        failures = self._ask(todo, label) if todo else {}
         answers = self._ledger.get_many(keys)
         outcomes = [Outcome(answers.get(key), failures.get(key)) for key in keys]
-        if failures and all(outcome.answer is None for outcome in outcomes):
+        if failures and not answers:
             raise UserError(
                 f"model {self.card.name}: none of {len(outcomes)} requests was answered; the last: "
                 f"{outcomes[-1].reason}",
                 QUALITY,
             )
         return outcomes
+
+    def _ask(self, todo: dict[str, Call], label: str) -> dict[str, str]:
+        """Ask what the ledger lacks; the reasons of what failed, by key."""
+        name, params = self.card.name, self._params
+        price = params.prices.get(name)
+        capped = any(cap is not None for cap in params.budget.model_dump().values())
+        before = spent(self._ledger, params.prices, identities(params)) if capped else Cost()
+        purse = Purse(params.budget, price, before)
+        self._endpoint = self._endpoint or self._servers.enter_context(self._connect())
+        if self.card.mode == "batch":
+            return batch.ask(todo, self._endpoint, self._ledger, params.requests, purse, label)
+
+        async def run() -> dict[str, str]:
+            assert self._endpoint
+            throttle = Throttle(params.requests.limits.get(name) or RateLimit())
+            asking = _Run(self._endpoint, params.requests, purse, throttle, self._ledger)
+            with Meter(label, len(todo), lambda: asking.pool.in_flight, price is not None) as meter:
+                await asking.ask(wire.grouped(todo, self.card.samples_per_request), meter)
+            return asking.failures
+
+        return asyncio.run(run())

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from anamnesis.chat import render
-from anamnesis.client import DIGITS, Call, Outcome
 from anamnesis.errors import UserError
 from anamnesis.ledger import Answer
 from anamnesis.params import Judge
 from anamnesis.records import digest, seed_of
+from anamnesis.wire import DIGITS, Call, Outcome
 
 LAST_LINE = re.compile(r"Score: ?([1-5])")
 CONSTRAINT = r"[^\n]{10,400}\nScore: [1-5]"

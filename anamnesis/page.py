@@ -176,12 +176,15 @@ def _sides(rows: Sequence[Row]) -> list[tuple[str, list[Line]]]:
 
 
 def source_of(model: Model) -> list[str]:
-    """Where a model comes from, one URI a line; of a server's address without user name, password and query."""
+    """Where a model comes from, one URI or server a line; of an address without user name, password and query."""
     if model.uri is not None:
         return [model.uri] if isinstance(model.uri, str) else list(model.uri)
-    parts = urlsplit(model.base_url or "")
-    port = f":{parts.port}" if parts.port else ""
-    return [f"{model.model} at {parts.scheme}://{parts.hostname or ''}{port}{parts.path}"]
+    servers = []
+    for url in model.base_urls:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+        servers.append(f"{model.model} at {parts.scheme}://{parts.hostname or ''}{port}{parts.path}")
+    return servers
 
 
 def _roles(params: Params, key: str) -> str:

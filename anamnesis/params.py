@@ -21,6 +21,7 @@ SHA256 = r"^[0-9a-f]{64}$"
 HUB_URI = re.compile(r"hf:([\w.-]+(?:/[\w.-]+)?)@([\w.-]+)")  # repository, revision
 FOLDER_URI = re.compile(r"path:(.+)")
 PYPI_URI = re.compile(r"pypi:([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)#(.+)")  # package, version, file in the wheel
+SERVER = re.compile(r"https?://[^/\s]\S*$")
 ENVIRONMENT_NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
@@ -50,6 +51,15 @@ def _script(value: str) -> str:
     return value
 
 
+def _base_url(value: str | list[str]) -> str | list[str]:
+    for url in [value] if isinstance(value, str) else value:
+        if not SERVER.match(url):
+            raise ValueError(f"{url!r} is no server; write http(s)://host[:port]/v1, or a list of them")
+    if len(set(value)) < len(value) and isinstance(value, list):
+        raise ValueError("names one server twice")
+    return value
+
+
 Uri = Annotated[str | list[str], AfterValidator(_uri)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -73,8 +83,10 @@ class Model(Section):
     uri: Uri | None = None  # a list: the parts of one file, joined in this order
     sha256: str | None = Field(None, pattern=SHA256)
     licence: str = "unknown"
-    base_url: str | None = Field(None, pattern=r"^https?://[^/\s]")
+    base_url: Annotated[str | Annotated[list[str], Field(min_length=1)], AfterValidator(_base_url)] | None = None
     model: str | None = None
+    mode: Literal["online", "batch"] = "online"  # batch: the OpenAI Batch API, answers within a day at a lower price
+    samples_per_request: Positive = 1  # more: `n` samples of one prompt in one request, where the server has that
     api_key_env: Annotated[str, AfterValidator(_environment_name)] | None = None
     trust_remote_code: bool = False
 
@@ -84,9 +96,16 @@ class Model(Section):
             raise ValueError("needs `uri` (weights to load) or `base_url` with `model` (a server to ask)")
         if self.base_url and not self.model:
             raise ValueError("`base_url` needs `model`, the name the server knows it by")
+        if self.mode == "batch" and not self.base_url:
+            raise ValueError("`mode: batch` needs `base_url`, a server with OpenAI's Batch API")
         if isinstance(self.uri, list) and not all(part.startswith("pypi:") for part in self.uri):
             raise ValueError("only pypi: URIs can be parts of one file")
         return self
+
+    @property
+    def base_urls(self) -> list[str]:
+        """The servers that have the model; the first one names it in the ledger, the others are replicas."""
+        return [self.base_url] if isinstance(self.base_url, str) else self.base_url or []
 
 
 class Sampling(Section):
@@ -152,10 +171,19 @@ class Serve(Section):
     vllm_args: list[str] = []
 
 
+class RateLimit(Section):
+    """What an account may send: None is no limit."""
+
+    requests_per_minute: Positive | None = None
+    tokens_per_minute: Positive | None = None  # prompt and completion
+
+
 class Requests(Section):
     """How requests are sent; nothing here changes an answer, so no stage depends on it."""
 
-    concurrency: Positive = 32
+    concurrency: Positive = 32  # requests at once to one server, at most
+    limits: dict[str, RateLimit] = {}  # by model
+    batch_poll_s: Annotated[float, Field(gt=0)] = 30.0  # between two looks at a batch
     timeout_s: Annotated[float, Field(gt=0)] = 600.0
     retries: Annotated[int, Field(ge=0)] = 5
     failure_budget: Fraction = 0.1  # of finished rows, never triggered by fewer than 20 failures
@@ -237,6 +265,21 @@ class Report(Section):
     bootstrap: Annotated[int, Field(ge=100)] = 2000  # resamples an interval
 
 
+class Price(Section):
+    """US dollars for a million tokens, as the provider charges them for the mode in use."""
+
+    input: Annotated[float, Field(ge=0)]
+    output: Annotated[float, Field(ge=0)]
+
+
+class Budget(Section):
+    """A hard cap over everything in the ledger and under way; None is no cap. No stage depends on it."""
+
+    usd: Annotated[float, Field(ge=0)] | None = None
+    requests: Annotated[int, Field(ge=0)] | None = None
+    tokens: Annotated[int, Field(ge=0)] | None = None
+
+
 class Params(Section):
     seed: int
     target: str
@@ -245,6 +288,8 @@ class Params(Section):
     judges: dict[str, Judge]
     serve: Serve
     requests: Requests
+    prices: dict[str, Price] = {}  # by model
+    budget: Budget = Budget()
     domain: Domain
     probe: Probe
     select: Select
@@ -266,6 +311,12 @@ class Params(Section):
             for key in getattr(self, section):
                 if key not in self.models:
                     raise ValueError(f"{section}.{key}: no such entry under models")
+        for section, named in (("prices", self.prices), ("requests.limits", self.requests.limits)):
+            for key in named:
+                if key not in self.models:
+                    raise ValueError(f"{section}.{key}: no such entry under models")
+        if self.budget.usd is not None and not self.prices:
+            raise ValueError("budget.usd: no model has a price; write prices.<model>: {input: , output: }")
         if self.target not in self.models:
             raise ValueError(f"target: {self.target!r} is no entry under models")
         if self.models[self.target].uri is None:

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from anamnesis.client import Call, Outcome
 from anamnesis.errors import QUALITY, UserError
 from anamnesis.params import Probe
 from anamnesis.records import digest, seed_of
 from anamnesis.template import PreQuery
+from anamnesis.wire import Call, Outcome
 
 SCRIPT_SHARE = 0.9  # of a text's letters that must be of the expected scripts
 UNIQUE_SHARE = 0.35  # of distinct words below which a text of REPETITION_WORDS or more is a loop

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
@@ -22,6 +23,7 @@ class Progress:
     def __init__(self, label: str, total: int, unit: str = "rows"):
         self.label, self.total, self.unit = label, total, unit
         self.done = 0
+        self.note = ""
         self._start = self._last = time.monotonic()
         self._bar: RichProgress | None = None
         self._task = TaskID(0)
@@ -44,17 +46,22 @@ class Progress:
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count `count` more as done; `note` stands beside the figures (a rate, a loss)."""
         self.done += count
+        self.note = note
         if self._bar:
             self._bar.update(self._task, completed=self.done, note=note)
         elif time.monotonic() - self._last > LINE_SECONDS:
             self._last = time.monotonic()
-            self.say(note)
+            self.say()
 
-    def say(self, note: str = "") -> None:
-        """Print the figures as one line on stderr."""
+    def say(self) -> None:
+        """Print the figures as one line on stderr: done, rate, note, and the time that is left at this rate."""
         seconds = max(time.monotonic() - self._start, 1e-9)
         line = f"{self.label}: {self.done}/{self.total} {self.unit}, {self.done / seconds:.1f}/s"
-        say(f"{line}, {note}" if note else line)
+        if self.note:
+            line += f", {self.note}"
+        if 0 < self.done < self.total:
+            line += f", {timedelta(seconds=round(seconds / self.done * (self.total - self.done)))} left"
+        say(line)
 
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
         if self._bar:

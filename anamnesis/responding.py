@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from anamnesis.client import Call, Outcome
 from anamnesis.params import Sampling
 from anamnesis.records import digest, seed_of
+from anamnesis.wire import Call, Outcome
 
 
 def respond_call(row: dict[str, Any], sampling: Sampling, seed: int, index: int) -> Call:

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,12 +32,13 @@ BATCHED_TOKENS = 4096  # of one prefill step; chunked prefill is off on CPU, so 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a model answers; `identity` goes into ledger keys."""
+    """Where a model answers, several servers being replicas of each other; `identity` goes into ledger keys."""
 
-    base_url: str
+    base_urls: tuple[str, ...]
     model: str
     identity: str
     api_key: str = field(repr=False, default="")
+    ended: Callable[[], str] = field(repr=False, default=lambda: "")  # why a server of ours is gone; "" while it lives
 
 
 def identity_of(card: Card, serve: Serve) -> str:
@@ -110,13 +111,16 @@ def _last_error(log: Path) -> str:
     return (telling or lines or ["(its log is empty)"])[-1][-300:]
 
 
+def _ended(process: subprocess.Popen[bytes], log: Path, name: str) -> str:
+    """The line that says why a server ended; empty while it runs."""
+    return "" if process.poll() is None else f"server of {name}: ended: {_last_error(log)} ({log})"
+
+
 def _wait_until_healthy(process: subprocess.Popen[bytes], base_url: str, log: Path, name: str, limit_s: float) -> None:
     start = last = time.monotonic()
     while True:
-        if process.poll() is not None:
-            raise UserError(
-                f"server of {name}: ended before it was ready: {_last_error(log)} ({log})", MODEL_UNAVAILABLE
-            )
+        if ended := _ended(process, log, name):
+            raise UserError(ended, MODEL_UNAVAILABLE)
         try:
             if httpx.get(base_url.removesuffix("/v1") + "/health", timeout=2).status_code == httpx.codes.OK:
                 print(f"server of {name}: ready after {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
@@ -160,7 +164,9 @@ def _local(model_dir: Path, card: Card, serve: Serve, requests: Requests) -> Ite
         )
         try:
             _wait_until_healthy(process, base_url, log, card.name, requests.server_start_s)
-            yield Endpoint(base_url, card.name, identity_of(card, serve), key)
+            yield Endpoint(
+                (base_url,), card.name, identity_of(card, serve), key, lambda: _ended(process, log, card.name)
+            )
         finally:
             _stop(process)
 
@@ -181,4 +187,4 @@ def endpoint(model_dir: str | Path, serve: Serve, requests: Requests) -> Iterato
     key = os.environ.get(card.api_key_env, "") if card.api_key_env else "none"
     if not key:
         raise UserError(f"models.{card.name}: the environment has no {card.api_key_env}; export it", REQUEST_REFUSED)
-    yield Endpoint(card.base_url, card.model, identity_of(card, serve), key)
+    yield Endpoint((card.base_url, *card.replicas), card.model, identity_of(card, serve), key)

@@ -301,7 +301,7 @@ def materialise(name: str, model: Model, target_dir: Path) -> None:
         if not model.enabled:
             kind, identity = "disabled", "disabled"
         elif model.base_url:
-            kind, identity = "endpoint", f"endpoint:{model.base_url.rstrip('/')}#{model.model}"
+            kind, identity = "endpoint", f"endpoint:{model.base_urls[0].rstrip('/')}#{model.model}"
         else:
             kind, identity = "local", str(weights)
         card = Card(
@@ -312,8 +312,11 @@ def materialise(name: str, model: Model, target_dir: Path) -> None:
             uri=model.uri,
             sha256=pinned,
             licence=model.licence,
-            base_url=model.base_url,
+            base_url=model.base_urls[0] if model.base_urls else None,
+            replicas=model.base_urls[1:],
             model=model.model,
+            mode=model.mode,
+            samples_per_request=model.samples_per_request,
             api_key_env=model.api_key_env,
             trust_remote_code=model.trust_remote_code,
         )

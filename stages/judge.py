@@ -10,11 +10,12 @@ from typing import Any
 
 from anamnesis import judging, records, selection, sql
 from anamnesis import params as settings
-from anamnesis.client import Call, Client, Outcome
+from anamnesis.client import Client
 from anamnesis.errors import UserError, run
 from anamnesis.judging import Vote
 from anamnesis.ledger import Ledger
 from anamnesis.params import Judge, Params
+from anamnesis.wire import Call, Outcome
 
 PROMPT = "prompts/judge.txt"
 
@@ -90,7 +91,7 @@ def main() -> None:
     if params.models[name].enabled:
         responses, conversations = read_responses(params, prompt)
         model_dir = f"models/pretrained/{name}"
-        with Ledger() as ledger, Client(model_dir, params.serve, params.requests, ledger) as client:
+        with Ledger() as ledger, Client(model_dir, params, ledger) as client:
             if params.judges[name].mode == "expected":
                 votes = vote_expected(client, name, conversations)
             else:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from anamnesis import params as settings
 from anamnesis import probing, records
-from anamnesis.client import Call, Client
+from anamnesis.client import Client
 from anamnesis.errors import POOL_TOO_SMALL, UserError, run
 from anamnesis.ledger import Ledger
 from anamnesis.template import pre_query
+from anamnesis.wire import Call
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
 
     calls: list[Call] = []
     samples: list[probing.Sample] = []
-    with Ledger() as ledger, Client(model_dir, params.serve, params.requests, ledger) as client:
+    with Ledger() as ledger, Client(model_dir, params, ledger) as client:
         while wave := probing.next_wave(samples, probe):
             first = not samples
             calls += [probing.probe_call(prefix, probe, params.seed, len(calls) + i) for i in range(wave)]

@@ -32,7 +32,7 @@ def main() -> None:
         asked = [(row, i) for row in good for i in range(sampling.samples)]
         calls = [respond_call(row, sampling, params.seed, index) for row, index in asked]
         model_dir = f"models/pretrained/{member}"
-        with Ledger() as ledger, Client(model_dir, params.serve, params.requests, ledger) as client:
+        with Ledger() as ledger, Client(model_dir, params, ledger) as client:
             outcomes = client.ask(calls, f"respond {member}")
         rows = [
             response_row(row["instruction_id"], member, index, outcome)

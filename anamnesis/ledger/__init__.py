@@ -13,6 +13,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -36,6 +37,12 @@ CREATE TABLE answers (
     key BLOB NOT NULL UNIQUE, model_id INTEGER NOT NULL REFERENCES models, kind TEXT NOT NULL, answer TEXT NOT NULL,
     prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, latency_s REAL, at REAL NOT NULL
 );
+CREATE TABLE batches (
+    batch_row INTEGER PRIMARY KEY, identity TEXT NOT NULL, mark TEXT NOT NULL UNIQUE, batch_id TEXT,
+    owner TEXT NOT NULL, at REAL NOT NULL, collected INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE batch_calls (batch_row INTEGER NOT NULL REFERENCES batches, key BLOB NOT NULL);
+CREATE INDEX batch_calls_of ON batch_calls (batch_row);
 """
 FROM_1 = f"""
 ALTER TABLE answers RENAME TO answers_1;
@@ -169,11 +176,11 @@ class Ledger:
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Answer]:
         """The answers stored under those of `keys` that have one."""
-        found = {}
+        found: dict[str, Answer] = {}
         for some in pieces(keys, AT_ONCE):
             marks = ",".join("?" * len(some))
             rows = self._db.execute(
-                f"SELECT key, answer FROM answers WHERE key IN ({marks})",  # noqa: S608 (question marks only)
+                f"SELECT key, answer FROM answers WHERE key IN ({marks})",
                 [bytes.fromhex(key) for key in some],
             )
             found |= {key.hex(): Answer(**json.loads(answer)) for key, answer in rows}
@@ -181,11 +188,11 @@ class Ledger:
 
     def known(self, keys: Iterable[str]) -> set[str]:
         """Those of `keys` that have an answer; reads the index alone."""
-        found = set()
+        found: set[str] = set()
         for some in pieces(keys, AT_ONCE):
             marks = ",".join("?" * len(some))
             rows = self._db.execute(
-                f"SELECT key FROM answers WHERE key IN ({marks})",  # noqa: S608 (question marks only)
+                f"SELECT key FROM answers WHERE key IN ({marks})",
                 [bytes.fromhex(key) for key in some],
             )
             found |= {key.hex() for (key,) in rows}
@@ -197,13 +204,19 @@ class Ledger:
 
     def put_many(self, records: Sequence[Record]) -> int:
         """Store answers in one transaction; the first one under a key stays. Returns how many were new."""
+        with self.transaction() as db:
+            rows = [self._row(record) for record in records]
+            before = db.total_changes
+            db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            return db.total_changes - before
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Write as one: all that the block does is committed, or nothing. Raises `UserError` where it can't be."""
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                rows = [self._row(record) for record in records]
-                before = self._db.total_changes
-                self._db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
-                stored = self._db.total_changes - before
+                yield self._db
                 self._db.execute("COMMIT")
             except BaseException:
                 self._model_ids.clear()
@@ -211,7 +224,10 @@ class Ledger:
                 raise
         except sqlite3.Error as error:
             raise UserError(f"ledger {self.path}: {error}; free the disk or set ANAMNESIS_LEDGER, then rerun") from None
-        return stored
+
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Read rows."""
+        return self._db.execute(statement, values).fetchall()
 
     def _row(self, record: Record) -> tuple[Any, ...]:
         answer = record.answer
@@ -260,19 +276,18 @@ class Ledger:
             "answers that are no JSON object": "NOT json_valid(answer) OR json_type(answer) <> 'object'",
         }
         for what, condition in checks.items():
-            count = self._db.execute(f"SELECT count(*) FROM answers WHERE {condition}").fetchone()[0]  # noqa: S608
+            count = self._db.execute(f"SELECT count(*) FROM answers WHERE {condition}").fetchone()[0]
             if count:
                 found.append(f"{count} {what}")
         return found
 
     def prune(self, model: str) -> int:
         """Delete the answers of one model identity and give their space back; returns how many there were."""
-        self._db.execute("BEGIN IMMEDIATE")
-        gone = self._db.execute(
-            "DELETE FROM answers WHERE model_id = (SELECT model_id FROM models WHERE identity = ?)", (model,)
-        ).rowcount
-        self._db.execute("DELETE FROM models WHERE identity = ?", (model,))
-        self._db.execute("COMMIT")
+        with self.transaction() as db:
+            gone = db.execute(
+                "DELETE FROM answers WHERE model_id = (SELECT model_id FROM models WHERE identity = ?)", (model,)
+            ).rowcount
+            db.execute("DELETE FROM models WHERE identity = ?", (model,))
         self._model_ids.clear()
         self._db.execute("VACUUM")
         return int(gone)

@@ -74,7 +74,9 @@ def import_from(ledger: Ledger, file: Path) -> None:
     try:
         with pq.ParquetFile(file) as source:
             if source.schema_arrow.names != EXPORTED.names:
-                raise UserError(f"{file}: no export of a ledger: its columns are {', '.join(source.schema_arrow.names)}")
+                raise UserError(
+                    f"{file}: no export of a ledger: its columns are {', '.join(source.schema_arrow.names)}"
+                )
             for batch in source.iter_batches(ROWS):
                 records = [_record(row) for row in batch.to_pylist()]
                 seen += len(records)
@@ -85,7 +87,7 @@ def import_from(ledger: Ledger, file: Path) -> None:
 
 
 def _record(row: dict[str, Any]) -> Record:
-    if len(bytes.fromhex(row["key"])) != 32:  # noqa: PLR2004 (a sha256)
+    if len(bytes.fromhex(row["key"])) != 32:
         raise ValueError(f"key {row['key']!r} is no sha256")
     return Record(**row | {"answer": Answer(**json.loads(row["answer"]))})
 

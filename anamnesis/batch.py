@@ -1,0 +1,299 @@
+"""The OpenAI Batch API as a way to ask: cheaper, answered within a day, and never submitted twice.
+
+What is about to be submitted is written to the ledger first, under a random mark that goes into the batch's metadata.
+A run that dies between the server's yes and its own note finds the batch again by that mark. Calls that wait in an open
+batch are not submitted by another run: it waits for that batch too. Batches that end early give what they have.
+
+API: https://platform.openai.com/docs/guides/batch (at most 50,000 requests and 200 MB in a file).
+"""
+
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import openai
+from openai.types import Batch, Completion
+from openai.types.chat import ChatCompletion
+
+from anamnesis import wire
+from anamnesis.errors import MODEL_UNAVAILABLE, REQUEST_REFUSED, UserError
+from anamnesis.ledger import Ledger, Record
+from anamnesis.meter import Meter
+from anamnesis.params import Requests
+from anamnesis.server import Endpoint
+from anamnesis.spending import Cost, Purse, bound
+from anamnesis.wire import Call
+
+MOST_REQUESTS, MOST_BYTES = 50_000, 150_000_000
+MARK = "anamnesis"  # the metadata's key
+PATHS = {"chat": "/v1/chat/completions", "completion": "/v1/completions"}
+OVER = frozenset({"completed", "failed", "expired", "cancelled"})
+CLOCKS_APART_S = 3600.0
+TICK_S = 1.0
+
+
+@dataclass(frozen=True)
+class Open:
+    """A batch of the ledger that is not collected yet; `batch_id` is None until the server has taken it."""
+
+    row: int
+    mark: str
+    batch_id: str | None
+    owner: str
+    at: float
+
+
+class Batches:
+    """The ledger's notes on batches of one model."""
+
+    def __init__(self, ledger: Ledger, identity: str):
+        self._ledger, self._identity = ledger, identity
+
+    def claim(self, todo: dict[str, Call], model: str) -> None:
+        """Note what is to be submitted: those of `todo` that are in no open batch, a row a file."""
+        with self._ledger.transaction() as db:
+            waiting = {key for one in self.open() for key in self.keys(one)}
+            free = {key: call for key, call in todo.items() if key not in waiting}
+            for lines in files(free, model):
+                row = db.execute(
+                    "INSERT INTO batches (identity, mark, owner, at) VALUES (?, ?, ?, ?)",
+                    (self._identity, uuid.uuid4().hex, _me(), time.time()),
+                ).lastrowid
+                db.executemany("INSERT INTO batch_calls VALUES (?, ?)", [(row, bytes.fromhex(key)) for key in lines])
+
+    def open(self) -> list[Open]:
+        """Batches that are not collected yet, oldest first."""
+        rows = self._ledger.execute(
+            "SELECT batch_row, mark, batch_id, owner, at FROM batches WHERE identity = ? AND NOT collected"
+            " ORDER BY batch_row",
+            (self._identity,),
+        )
+        return [Open(*row) for row in rows]
+
+    def keys(self, one: Open) -> list[str]:
+        """The keys of a batch's calls."""
+        rows = self._ledger.execute("SELECT key FROM batch_calls WHERE batch_row = ? ORDER BY rowid", (one.row,))
+        return [key.hex() for (key,) in rows]
+
+    def submitted(self, one: Open, batch_id: str) -> None:
+        """Note the server's name of a batch."""
+        with self._ledger.transaction() as db:
+            db.execute("UPDATE batches SET batch_id = ? WHERE batch_row = ?", (batch_id, one.row))
+
+    def close(self, one: Open) -> None:
+        """Note that a batch is collected, or was never taken."""
+        with self._ledger.transaction() as db:
+            db.execute("UPDATE batches SET collected = 1 WHERE batch_row = ?", (one.row,))
+
+
+def _me() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _lives(owner: str) -> bool:
+    """Whether the process that noted a batch still runs, so that submitting it is its business."""
+    host, _, pid = owner.rpartition(":")
+    if host != socket.gethostname() or owner == _me():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _line(key: str, call: Call, model: str) -> bytes:
+    """One request of a batch's file."""
+    body = {"model": model, **call.request}
+    body |= body.pop("extra_body", {})
+    line = {"custom_id": key, "method": "POST", "url": PATHS[call.kind], "body": body}
+    return json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+
+
+def files(todo: dict[str, Call], model: str) -> Iterator[list[str]]:
+    """Keys in the portions that one file of the API holds; a file asks one kind of call."""
+    portion: list[str] = []
+    size, kind = 0, ""
+    for key, call in todo.items():
+        length = len(_line(key, call, model))
+        if portion and (len(portion) == MOST_REQUESTS or size + length > MOST_BYTES or call.kind != kind):
+            yield portion
+            portion, size = [], 0
+        portion.append(key)
+        size, kind = size + length, call.kind
+    if portion:
+        yield portion
+
+
+def ask(
+    todo: dict[str, Call], where: Endpoint, ledger: Ledger, requests: Requests, purse: Purse, label: str
+) -> dict[str, str]:
+    """Ask every call in `todo` by batches and store the answers; the reasons of those that failed, by key.
+
+    Waits until each batch is over. Raises `UserError`: REQUEST_REFUSED where the server refuses the key, the model or
+    the file, MODEL_UNAVAILABLE where it can't be reached (a rerun goes on with the same batches), OVER_BUDGET where the
+    most a batch can cost does not fit.
+    """
+    notes = Batches(ledger, where.identity)
+    client = openai.OpenAI(
+        base_url=where.base_urls[0], api_key=where.api_key, timeout=requests.timeout_s, max_retries=requests.retries
+    )
+    failures: dict[str, str] = {}
+    held: dict[int, Cost] = {}
+    with client, Meter(label, len(todo), lambda: len(todo) - meter.answered - meter.failed, purse.priced) as meter:
+        notes.claim(todo, where.model)
+        while pending := {one: calls for one in notes.open() if (calls := _common(notes.keys(one), todo))}:
+            for one, calls in pending.items():
+                most = sum((bound([call], purse.price) for call in calls.values()), Cost())
+                batch_id = one.batch_id or _submit(client, where, notes, one, calls, purse, most)
+                if one.row not in held:
+                    held[one.row] = purse.set_aside(most)
+                with _told(where):
+                    state = client.batches.retrieve(batch_id) if batch_id else None
+                if state and state.status in OVER:
+                    answered, failed = _collect(client, where, state, calls)
+                    ledger.put_many(answered)
+                    notes.close(one)
+                    real = [purse.price_of(r.answer.prompt_tokens, r.answer.completion_tokens) for r in answered]
+                    purse.settle(held[one.row], sum(real, Cost()))
+                    for cost in real:
+                        meter.answer(1, cost)
+                    for reason in failed.values():
+                        meter.failure(1, reason.split(":")[0])
+                    failures |= failed
+                    if state.status == "failed":
+                        raise UserError(_refusal(where, state), REQUEST_REFUSED)
+            _wait(requests.batch_poll_s if notes.open() else 0.0, meter)
+        known = ledger.known(todo)
+    return {key: failures.get(key, "the batch gave no answer") for key in todo if key not in known}
+
+
+def _common(keys: Iterable[str], todo: dict[str, Call]) -> dict[str, Call]:
+    return {key: todo[key] for key in keys if key in todo}
+
+
+def _wait(seconds: float, meter: Meter) -> None:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(TICK_S, left))
+        meter.tick()
+
+
+def _submit(
+    client: openai.OpenAI,
+    where: Endpoint,
+    notes: Batches,
+    one: Open,
+    calls: dict[str, Call],
+    purse: Purse,
+    most: Cost,
+) -> str | None:
+    """Give a noted batch to the server, or find it there; None while another process is about to."""
+    if _lives(one.owner):
+        return None
+    batch_id = _find(client, where, one)
+    if batch_id is None:
+        purse.check(most)
+        lines = b"".join(_line(key, call, where.model) for key, call in calls.items())
+        kind = next(iter(calls.values())).kind
+        with _told(where):
+            file = client.files.create(file=(f"{one.mark}.jsonl", lines), purpose="batch")
+            # No retry here: a create whose reply was lost is looked for by its mark, never sent again blindly.
+            created = client.with_options(max_retries=0).batches.create(
+                input_file_id=file.id,
+                endpoint=PATHS[kind],  # type: ignore[arg-type]
+                completion_window="24h",
+                metadata={MARK: one.mark},
+            )
+        batch_id = created.id
+    notes.submitted(one, batch_id)
+    return batch_id
+
+
+def _find(client: openai.OpenAI, where: Endpoint, one: Open) -> str | None:
+    """The server's name of a batch that an earlier run may have submitted."""
+    with _told(where):
+        for batch in client.batches.list(limit=100):  # newest first
+            if (batch.metadata or {}).get(MARK) == one.mark:
+                return batch.id
+            if batch.created_at < one.at - CLOCKS_APART_S:
+                return None
+    return None
+
+
+def _collect(
+    client: openai.OpenAI, where: Endpoint, state: Batch, calls: dict[str, Call]
+) -> tuple[list[Record], dict[str, str]]:
+    """What a batch that is over gave to these calls, and reasons for what it did not."""
+    records: dict[str, Record] = {}
+    failures = dict.fromkeys(calls, f"batch {state.status}")
+    for file_id in (state.output_file_id, state.error_file_id):
+        for entry in _entries(client, where, file_id):
+            key = str(entry.get("custom_id"))
+            if key in calls:
+                try:
+                    records[key] = Record(key, where.identity, calls[key].kind, _read(entry, calls[key].kind), None)
+                except (wire.Passing, wire.Final) as error:
+                    failures[key] = str(error)
+    return list(records.values()), {key: reason for key, reason in failures.items() if key not in records}
+
+
+def _refusal(where: Endpoint, state: Batch) -> str:
+    """The line for a batch that the server would not run."""
+    errors = state.errors.data if state.errors and state.errors.data else []
+    said = " ".join((errors[0].message or errors[0].code or "").split()) if errors else "no reason given"
+    return f"model {where.model} at {where.base_urls[0]}: batch {state.id} was refused: {said[: wire.SAID_CHARACTERS]}"
+
+
+def _entries(client: openai.OpenAI, where: Endpoint, file_id: str | None) -> Iterable[dict[str, Any]]:
+    """The lines of a result file; what is no JSON object is passed over."""
+    if not file_id:
+        return
+    with _told(where):
+        lines = client.files.content(file_id).text.splitlines()
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            yield entry
+
+
+def _read(entry: dict[str, Any], kind: str) -> Any:
+    """The answer in a line of a result file."""
+    response, error = entry.get("response") or {}, entry.get("error") or {}
+    body = response.get("body") or {}
+    if error:
+        raise wire.Final(f"batch: {error.get('message') or error.get('code')}"[: wire.SAID_CHARACTERS])
+    if response.get("status_code") != 200:
+        said = " ".join(str((body.get("error") or {}).get("message", "")).split())[: wire.SAID_CHARACTERS]
+        raise wire.Final(f"HTTP {response.get('status_code')}: {said}")
+    try:
+        parsed = ChatCompletion.model_validate(body) if kind == "chat" else Completion.model_validate(body)
+    except ValueError as wrong:
+        raise wire.Passing("unreadable reply") from wrong
+    return wire.read(parsed, kind, 1)[0]
+
+
+@contextmanager
+def _told(where: Endpoint) -> Iterator[None]:
+    """Turn openai's errors into one line."""
+    place = f"model {where.model} at {where.base_urls[0]}"
+    try:
+        yield
+    except openai.APIStatusError as error:
+        code = MODEL_UNAVAILABLE if error.status_code in wire.PASSING else REQUEST_REFUSED
+        raise UserError(f"{place}: HTTP {error.status_code}: {wire.message_of(error)}", code) from None
+    except openai.OpenAIError as error:
+        raise UserError(
+            f"{place}: {type(error).__name__}; batches go on there, a rerun collects them", MODEL_UNAVAILABLE
+        ) from None
