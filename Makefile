@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test lint bench clean
+.PHONY: help setup repro plan test lint bench clean
 
 # dvc.yaml says `python -m stages.…`: that python is the one of .venv.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -14,7 +14,8 @@ help:
 	@printf '%s\n' \
 	  'make repro                           run the pipeline: only what a change touches' \
 	  'make repro PRESET=presets/<x>.yaml   copy that preset over params.yaml first (FORCE=1: even over edits)' \
-	  'make test                            run every test; ARGS="-m '"'not slow'"'" leaves the slow ones out' \
+	  'make plan                            what the model calls will take: requests, tokens, hours, money' \
+  'make test                            run every test; ARGS="-m '"'not slow'"'" leaves the slow ones out' \
 	  'make lint                            ruff and mypy' \
 	  'make bench                           run the benchmarks in bench/' \
 	  'make setup                           make .venv (the others call it)' \
@@ -31,6 +32,9 @@ repro: setup
 	@start=$$(mktemp); trap 'rm -f "$$start"' EXIT; python -m dvc repro; \
 	if [ report.md -ot "$$start" ]; then cat report.md; fi; \
 	echo "The page: $(CURDIR)/report.html"
+
+plan: setup
+	@python -m stages.plan $(ARGS)
 
 test: setup
 	@python -m pytest $(ARGS)

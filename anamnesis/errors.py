@@ -11,8 +11,8 @@ BAD_INPUT = 2  # params, a prompt, a data file
 MODEL_UNAVAILABLE = 3  # a model can't be fetched, converted or served
 REQUEST_REFUSED = 4  # an endpoint refuses the key, the model or the kind of request
 QUALITY = 5  # the canary, the failure budget or another check on what models returned
-OVER_BUDGET = 7  # a cap of `budget` is reached
 POOL_TOO_SMALL = 6  # not enough rows for the mix that was asked for
+OVER_BUDGET = 7  # a cap of `budget` is reached
 INTERRUPTED = 130  # Ctrl-C
 
 

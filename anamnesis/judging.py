@@ -24,6 +24,7 @@ LAST_LINE = re.compile(r"Score: ?([1-5])")
 CONSTRAINT = r"[^\n]{10,400}\nScore: [1-5]"
 REASK = "Your last line was not in the form asked for. Reply with that one line and nothing else:\nScore: <rating>"
 LEAST_MASS = 0.05  # of probability on 1..5, below which the reply says nothing about the score
+EXPECTED_TOKENS = 8  # of a reply that is the score line alone
 TOP_LOGPROBS = 20  # what vLLM and OpenAI allow
 
 
@@ -97,7 +98,13 @@ def remote_expected_call(messages: list[dict[str, str]]) -> Call:
     """Mode `expected` on a chat endpoint: the judge is asked for the score line alone."""
     content = f"{messages[-1]['content']}\n\nWrite no reason this time. Reply with the last line only."
     short = [*messages[:-1], {"role": "user", "content": content}]
-    request = {"messages": short, "max_tokens": 8, "temperature": 0.0, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
+    request = {
+        "messages": short,
+        "max_tokens": EXPECTED_TOKENS,
+        "temperature": 0.0,
+        "logprobs": True,
+        "top_logprobs": TOP_LOGPROBS,
+    }
     return Call("chat", request)
 
 

@@ -14,18 +14,25 @@ from anamnesis import probing, records
 from anamnesis.client import Client
 from anamnesis.errors import POOL_TOO_SMALL, UserError, run
 from anamnesis.ledger import Ledger
-from anamnesis.template import pre_query
+from anamnesis.params import Params
+from anamnesis.template import PreQuery, pre_query
 from anamnesis.wire import Call
 
 
-def main() -> None:
+def prefix_of(params: Params) -> PreQuery:
+    """The part of the target's chat template before a user's turn, with what ends the turn."""
     from transformers import AutoTokenizer
 
+    trusted = params.models[params.target].trust_remote_code
+    tokenizer = AutoTokenizer.from_pretrained(Path("models/pretrained") / params.target, trust_remote_code=trusted)
+    return pre_query(tokenizer, params.probe.system, params.probe.prefix)
+
+
+def main() -> None:
     params = settings.load()
     probe = params.probe
     model_dir = Path("models/pretrained") / params.target
-    trusted = params.models[params.target].trust_remote_code
-    prefix = pre_query(AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trusted), probe.system, probe.prefix)
+    prefix = prefix_of(params)
     print(f"prefix {prefix.text!r}, stop ids {prefix.stop_ids}, stop strings {prefix.stop_strings}", file=sys.stderr)
 
     calls: list[Call] = []

@@ -7,12 +7,25 @@ Run: python -m stages.respond <member>
 import sys
 from typing import Any
 
+import pyarrow as pa
+
 from anamnesis import params as settings
 from anamnesis import records, selection, sql
 from anamnesis.client import Client
 from anamnesis.errors import UserError, run
 from anamnesis.ledger import Ledger
+from anamnesis.params import Params
 from anamnesis.responding import respond_call, response_row
+
+
+def asked_of(params: Params, member: str, instructions: pa.Table) -> list[tuple[dict[str, Any], int]]:
+    """The instructions that a member answers, each with every sample index; held-out ones are the target's alone."""
+    good = [row for row in instructions.to_pylist() if row["status"] == "ok"]
+    if member != params.target:
+        hold_out = sql.statement("stages/sql/hold_out.sql")
+        kept_back = selection.held_out(hold_out, instructions, params.select.heldout, params.seed)
+        good = [row for row in good if row["instruction_id"] not in kept_back]
+    return [(row, index) for row in good for index in range(params.committee[member].sampling.samples)]
 
 
 def main() -> None:
@@ -23,13 +36,7 @@ def main() -> None:
     sampling = params.committee[member].sampling
     rows: list[dict[str, Any]] = []
     if params.models[member].enabled:
-        table = records.read_table("data/instructions.parquet", records.INSTRUCTIONS)
-        good = [row for row in table.to_pylist() if row["status"] == "ok"]
-        if member != params.target:
-            hold_out = sql.statement("stages/sql/hold_out.sql")
-            kept_back = selection.held_out(hold_out, table, params.select.heldout, params.seed)
-            good = [row for row in good if row["instruction_id"] not in kept_back]
-        asked = [(row, i) for row in good for i in range(sampling.samples)]
+        asked = asked_of(params, member, records.read_table("data/instructions.parquet", records.INSTRUCTIONS))
         calls = [respond_call(row, sampling, params.seed, index) for row, index in asked]
         model_dir = f"models/pretrained/{member}"
         with Ledger() as ledger, Client(model_dir, params, ledger) as client:

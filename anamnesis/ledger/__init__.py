@@ -176,15 +176,21 @@ class Ledger:
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Answer]:
         """The answers stored under those of `keys` that have one."""
-        found: dict[str, Answer] = {}
+        return {key: answer for key, answer, _ in self._found(keys)}
+
+    def _found(self, keys: Iterable[str]) -> Iterator[tuple[str, Answer, float | None]]:
         for some in pieces(keys, AT_ONCE):
             marks = ",".join("?" * len(some))
             rows = self._db.execute(
-                f"SELECT key, answer FROM answers WHERE key IN ({marks})",
+                f"SELECT key, answer, latency_s FROM answers WHERE key IN ({marks})",
                 [bytes.fromhex(key) for key in some],
             )
-            found |= {key.hex(): Answer(**json.loads(answer)) for key, answer in rows}
-        return found
+            for key, answer, latency in rows:
+                yield key.hex(), Answer(**json.loads(answer)), latency
+
+    def timed(self, keys: Iterable[str]) -> dict[str, tuple[Answer, float | None]]:
+        """As `get_many`, each answer with the seconds it took (None for a batch's)."""
+        return {key: (answer, latency) for key, answer, latency in self._found(keys)}
 
     def known(self, keys: Iterable[str]) -> set[str]:
         """Those of `keys` that have an answer; reads the index alone."""
