@@ -185,7 +185,7 @@ class Requests(Section):
     limits: dict[str, RateLimit] = {}  # by model
     batch_poll_s: Annotated[float, Field(gt=0)] = 30.0  # between two looks at a batch
     timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    retries: Annotated[int, Field(ge=0)] = 5
+    retries: Annotated[int, Field(ge=0)] = 8
     failure_budget: Fraction = 0.1  # of finished rows, never triggered by fewer than 20 failures
     server_start_s: Annotated[float, Field(gt=0)] = 600.0
     kv_cache_gib: Positive = 2

@@ -7,6 +7,7 @@ that is started here from a model directory. Both come out as an `Endpoint`.
 import ctypes
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -27,6 +28,10 @@ from anamnesis.params import Requests, Serve
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STOP_SECONDS = 20.0
+SHOWN_CHARACTERS = 300  # of the line of a server's log that says why it ended
+PREFIX = re.compile(r"^(\(\w+ pid=\d+\) ?)?((ERROR|WARNING|INFO) [\d-]+ [\d:]+ \[[^]]*\] ?)?")  # of vLLM's lines
+ERROR = re.compile(r"^\s*[\w.]*(Error|Exception|Interrupt)\b|\berror: ")  # a traceback's last line, or argparse's
+CONSEQUENCE = re.compile(r"Engine core initialization failed|KeyboardInterrupt")
 BATCHED_TOKENS = 4096  # of one prefill step; chunked prefill is off on CPU, so it must hold max_model_len
 
 
@@ -106,9 +111,17 @@ def environment(key: str, requests: Requests, gpu: bool) -> dict[str, str]:
 
 def _last_error(log: Path) -> str:
     """The line of a server's log that says best why it ended."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    telling = [line for line in lines if "Error" in line or "error:" in line]
-    return (telling or lines or ["(its log is empty)"])[-1][-300:]
+    text = log.read_text(encoding="utf-8", errors="replace")
+    lines = [PREFIX.sub("", line).strip() for line in text.splitlines()]
+    lines = [line for line in lines if line]
+    telling = [at for at, line in enumerate(lines) if ERROR.search(line) and not CONSEQUENCE.search(line)]
+    if not telling:
+        return (lines or ["(its log is empty)"])[-1][:SHOWN_CHARACTERS]
+    found = lines[telling[-1] :]
+    said = (
+        " ".join(found[:2]) if found[0].endswith("Config") else found[0]
+    )  # pydantic gives its reason a line of its own
+    return said[:SHOWN_CHARACTERS]
 
 
 def _ended(process: subprocess.Popen[bytes], log: Path, name: str) -> str:
