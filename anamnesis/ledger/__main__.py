@@ -30,14 +30,26 @@ EXPORTED = pa.schema(
 )
 
 
+def names() -> dict[str, str]:
+    """Keys under models in params.yaml by identity, of the models that are materialised here."""
+    from anamnesis import client
+    from anamnesis import params as settings
+
+    try:
+        return client.identities(settings.load())
+    except UserError:
+        return {}  # away from a project's root the ledger is looked after all the same
+
+
 def stats(ledger: Ledger) -> None:
     """One line a model and kind of call."""
-    lines = ledger.statistics()
+    lines, known = ledger.statistics(), names()
     for line in lines:
         first, last = (datetime.fromtimestamp(line[end], UTC).strftime("%Y-%m-%d %H:%M") for end in ("first", "last"))
         latency = "unknown" if line["mean_latency_s"] is None else f"{line['mean_latency_s']:.2f} s"
         print(
-            f"{line['model']} {line['kind']}: {line['calls']} calls, {line['prompt_tokens']} tokens in, "
+            f"{known.get(line['model'], line['model'])} {line['kind']}: "
+            f"{line['calls']} calls, {line['prompt_tokens']} tokens in, "
             f"{line['completion_tokens']} out, {latency} a call, {first} to {last} UTC"
         )
     print(f"{ledger.path}: {sum(line['calls'] for line in lines)} calls, {ledger.path.stat().st_size / 2**20:.1f} MiB")
@@ -93,11 +105,15 @@ def _record(row: dict[str, Any]) -> Record:
 
 
 def prune(ledger: Ledger, model: str) -> None:
-    """Delete one model's answers. Raises `UserError` with the known identities where there is none of it."""
-    known = sorted({line["model"] for line in ledger.statistics()})
-    if model not in known:
-        raise UserError(f"ledger {ledger.path}: no model {model!r}; known: {', '.join(known) or 'none'}")
-    print(f"{model}: {ledger.prune(model)} calls deleted")
+    """Delete one model's answers; `model` is its identity or its key in params.yaml. Raises `UserError` without any."""
+    keys = names()
+    known = {line["model"]: keys.get(line["model"], line["model"]) for line in ledger.statistics()}
+    found = [identity for identity, key in known.items() if model in (identity, key)]
+    if not found:
+        raise UserError(
+            f"ledger {ledger.path}: no model {model!r}; known: {', '.join(sorted(known.values())) or 'none'}"
+        )
+    print(f"{model}: {sum(ledger.prune(identity) for identity in found)} calls deleted")
 
 
 def main() -> None:
@@ -107,7 +123,7 @@ def main() -> None:
     commands.add_parser("verify", help="check the file; exit code 2 where it is damaged")
     commands.add_parser("export", help="write all calls to a Parquet file").add_argument("file", type=Path)
     commands.add_parser("import", help="take over the calls of an exported file").add_argument("file", type=Path)
-    commands.add_parser("prune", help="delete the calls of one model").add_argument("model")
+    commands.add_parser("prune", help="delete the calls of one model").add_argument("model", help="as stats names it")
     told = parser.parse_args()
     if told.command != "import" and not default_path().exists():
         raise UserError(f"ledger {default_path()}: not found; run from the project's root or set ANAMNESIS_LEDGER")
