@@ -12,7 +12,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +80,15 @@ class Batches:
         """The keys of a batch's calls."""
         rows = self._ledger.execute("SELECT key FROM batch_calls WHERE batch_row = ? ORDER BY rowid", (one.row,))
         return [key.hex() for (key,) in rows]
+
+    def take(self, one: Open) -> bool:
+        """Make a batch this process's to submit; False where another one has just done so, or has submitted it."""
+        with self._ledger.transaction() as db:
+            taken = db.execute(
+                "UPDATE batches SET owner = ? WHERE batch_row = ? AND owner = ? AND batch_id IS NULL",
+                (_me(), one.row, one.owner),
+            )
+            return taken.rowcount == 1
 
     def submitted(self, one: Open, batch_id: str) -> None:
         """Note the server's name of a batch."""
@@ -151,6 +160,7 @@ def ask(
     with client, Meter(label, len(todo), lambda: len(todo) - meter.answered - meter.failed, purse.priced) as meter:
         notes.claim(todo, where.model)
         while pending := {one: calls for one in notes.open() if (calls := _common(notes.keys(one), todo))}:
+            over = True
             for one, calls in pending.items():
                 most = sum((bound([call], purse.price) for call in calls.values()), Cost())
                 batch_id = one.batch_id or _submit(client, where, notes, one, calls, purse, most)
@@ -158,20 +168,23 @@ def ask(
                     held[one.row] = purse.set_aside(most)
                 with _told(where):
                     state = client.batches.retrieve(batch_id) if batch_id else None
-                if state and state.status in OVER:
-                    answered, failed = _collect(client, where, state, calls)
-                    ledger.put_many(answered)
-                    notes.close(one)
-                    real = [purse.price_of(r.answer.prompt_tokens, r.answer.completion_tokens) for r in answered]
-                    purse.settle(held[one.row], sum(real, Cost()))
-                    for cost in real:
-                        meter.answer(1, cost)
-                    for reason in failed.values():
-                        meter.failure(1, reason.split(":")[0])
-                    failures |= failed
-                    if state.status == "failed":
-                        raise UserError(_refusal(where, state), REQUEST_REFUSED)
-            _wait(requests.batch_poll_s if notes.open() else 0.0, meter)
+                if not state or state.status not in OVER:
+                    over = False
+                    continue
+                kind = next(iter(calls.values())).kind  # one file asks one kind
+                answered, failed = _collect(client, where, state, notes.keys(one), kind)
+                ledger.put_many(answered)
+                notes.close(one)
+                real = {r.key: purse.price_of(r.answer.prompt_tokens, r.answer.completion_tokens) for r in answered}
+                purse.settle(held[one.row], sum(real.values(), Cost()))
+                for cost in (real[key] for key in calls if key in real):
+                    meter.answer(1, cost)
+                for reason in (failed[key] for key in calls if key in failed):
+                    meter.failure(1, reason.split(":")[0])
+                failures |= failed
+                if state.status == "failed":
+                    raise UserError(_refusal(where, state), REQUEST_REFUSED)
+            _wait(0.0 if over else requests.batch_poll_s, meter)
         known = ledger.known(todo)
     return {key: failures.get(key, "the batch gave no answer") for key in todo if key not in known}
 
@@ -197,7 +210,7 @@ def _submit(
     most: Cost,
 ) -> str | None:
     """Give a noted batch to the server, or find it there; None while another process is about to."""
-    if _lives(one.owner):
+    if _lives(one.owner) or not notes.take(one):
         return None
     batch_id = _find(client, where, one)
     if batch_id is None:
@@ -230,17 +243,17 @@ def _find(client: openai.OpenAI, where: Endpoint, one: Open) -> str | None:
 
 
 def _collect(
-    client: openai.OpenAI, where: Endpoint, state: Batch, calls: dict[str, Call]
+    client: openai.OpenAI, where: Endpoint, state: Batch, keys: Sequence[str], kind: str
 ) -> tuple[list[Record], dict[str, str]]:
-    """What a batch that is over gave to these calls, and reasons for what it did not."""
+    """What a batch that is over answered, also to calls that nobody wants now, and reasons for what it did not."""
     records: dict[str, Record] = {}
-    failures = dict.fromkeys(calls, f"batch {state.status}")
+    failures = dict.fromkeys(keys, f"batch {state.status}, no answer")
     for file_id in (state.output_file_id, state.error_file_id):
         for entry in _entries(client, where, file_id):
             key = str(entry.get("custom_id"))
-            if key in calls:
+            if key in failures:
                 try:
-                    records[key] = Record(key, where.identity, calls[key].kind, _read(entry, calls[key].kind), None)
+                    records[key] = Record(key, where.identity, kind, _read(entry, kind), None)
                 except (wire.Passing, wire.Final) as error:
                     failures[key] = str(error)
     return list(records.values()), {key: reason for key, reason in failures.items() if key not in records}
@@ -292,7 +305,7 @@ def _told(where: Endpoint) -> Iterator[None]:
         yield
     except openai.APIStatusError as error:
         code = MODEL_UNAVAILABLE if error.status_code in wire.PASSING else REQUEST_REFUSED
-        raise UserError(f"{place}: HTTP {error.status_code}: {wire.message_of(error)}", code) from None
+        raise UserError(f"{place}: HTTP {error.status_code}: {wire.message_of(error, where.api_key)}", code) from None
     except openai.OpenAIError as error:
         raise UserError(
             f"{place}: {type(error).__name__}; batches go on there, a rerun collects them", MODEL_UNAVAILABLE

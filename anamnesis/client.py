@@ -21,7 +21,7 @@ import tenacity
 from anamnesis import batch, wire
 from anamnesis.cards import Card, load_card
 from anamnesis.errors import MODEL_UNAVAILABLE, QUALITY, REQUEST_REFUSED, UserError
-from anamnesis.ledger import Answer, Ledger, Record
+from anamnesis.ledger import Ledger, Record
 from anamnesis.meter import Meter
 from anamnesis.pace import Pool, Replica, Throttle
 from anamnesis.params import Params, RateLimit, Requests
@@ -69,7 +69,7 @@ class _Writer:
         assert written
         try:
             self._ledger.put_many(records)
-        except UserError as error:
+        except Exception as error:  # whatever it is, those who wait must hear of it
             written.set_exception(error)
         else:
             written.set_result(None)
@@ -88,6 +88,7 @@ class _Run:
         self.pool = Pool(self._clients, requests.concurrency)
         self.failures: dict[str, str] = {}
         self._ending: UserError | None = None
+        self._under_way: set[asyncio.Task[None] | None] = set()  # workers between sending and the ledger
         self._retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(wire.Passing),
             stop=lambda state: state.attempt_number > requests.retries or self._ending is not None,
@@ -124,10 +125,12 @@ class _Run:
         while waiting and (deadline is None or time.monotonic() < deadline):
             done, waiting = await asyncio.wait(waiting, timeout=TICK_S, return_when=asyncio.FIRST_EXCEPTION)
             for task in done:
-                if error := task.exception():
+                if not task.cancelled() and (error := task.exception()):
                     raise error
             if self._ending and deadline is None:
                 deadline = time.monotonic() + LAST_ANSWERS_S
+                for task in waiting - self._under_way:
+                    task.cancel()  # it waits for its next try, a place or its rate: nothing is paid for yet
 
     async def _tick(self) -> None:
         while True:
@@ -145,10 +148,8 @@ class _Run:
 
     async def _one(self, group: Mapping[str, Call]) -> None:
         """Ask one group of samples until it is answered or has failed."""
-        calls = list(group.values())
-        start = time.monotonic()
         try:
-            answers: list[Answer] = await self._retrying(self._try, calls)
+            cost: Cost = await self._retrying(self._try, group)
         except wire.Passing as error:
             if self._ending:
                 return  # not tried to the end, so not failed: a rerun asks again
@@ -157,19 +158,11 @@ class _Run:
         except wire.Final as error:
             self._fail(group, str(error).split(":")[0], str(error))
             return
-        latency = time.monotonic() - start
-        identity = self._where.identity
-        records = [
-            Record(key, identity, calls[0].kind, answer, latency) for key, answer in zip(group, answers, strict=True)
-        ]
-        await self._writer.put(records)
-        cost = self._purse.price_of(
-            sum(answer.prompt_tokens for answer in answers), sum(answer.completion_tokens for answer in answers)
-        )
         self._meter.answer(len(group), cost)
 
-    async def _try(self, calls: Sequence[Call]) -> list[Answer]:
-        """One try: wait for budget, rate and a place, send, and tell them how it went."""
+    async def _try(self, group: Mapping[str, Call]) -> Cost:
+        """One try: wait for budget, rate and a place, send, store the answers, and tell them how it went."""
+        calls = list(group.values())
         held = await self._purse.hold(calls)
         real = Cost(requests=1)
         try:
@@ -179,17 +172,28 @@ class _Run:
             try:
                 if self._ending:
                     raise wire.Passing("stopped")
+                self._under_way.add(asyncio.current_task())
                 answers = await wire.send(replica.client, self._where.model, calls)
+                real = self._purse.price_of(
+                    sum(answer.prompt_tokens for answer in answers), sum(answer.completion_tokens for answer in answers)
+                )
+                self.pool.answered(replica)
+                latency, identity = time.monotonic() - sent, self._where.identity
+                # The place is given back after this, so no more than the ceiling is ever in flight and not stored.
+                await self._writer.put(
+                    [
+                        Record(key, identity, call.kind, answer, latency)
+                        for (key, call), answer in zip(group.items(), answers, strict=True)
+                    ]
+                )
             except wire.Passing as error:
+                real = held if error.paid else real
                 self._slow_down(replica, error, sent)
                 raise
             finally:
+                self._under_way.discard(asyncio.current_task())
                 self.pool.release(replica)
-            self.pool.answered(replica)
-            real = self._purse.price_of(
-                sum(answer.prompt_tokens for answer in answers), sum(answer.completion_tokens for answer in answers)
-            )
-            return answers
+            return real
         finally:
             self._purse.settle(held, real)
 

@@ -112,17 +112,19 @@ class Throttle:
     def __init__(self, limit: RateLimit):
         self._requests = _bucket(limit.requests_per_minute)
         self._tokens = _bucket(limit.tokens_per_minute)
+        self._turn = asyncio.Lock()
 
     async def take(self, tokens: int) -> None:
         """Wait until one request of so many tokens may be sent."""
-        if self._requests:
-            await self._requests.acquire()
-        if self._tokens:
-            left = float(tokens)
-            while left > 0:  # more than the bucket holds goes in parts
-                part = min(left, self._tokens.max_rate)
-                await self._tokens.acquire(part)
-                left -= part
+        async with self._turn:  # one after the other: parts of several requests would fill up at the same moment
+            if self._requests:
+                await self._requests.acquire()
+            if self._tokens:
+                left = float(tokens)
+                while left > 0:  # more than the bucket holds goes in parts
+                    part = min(left, self._tokens.max_rate)
+                    await self._tokens.acquire(part)
+                    left -= part
 
 
 def _bucket(per_minute: int | None) -> AsyncLimiter | None:

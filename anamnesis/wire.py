@@ -10,17 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import httpx
 import openai
 
 from anamnesis.errors import REQUEST_REFUSED, UserError
 from anamnesis.ledger import Answer, key_of
 
-PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+PASSING = frozenset({408, 409, 425, 429, *range(500, 600)})
 OVERLOADED = frozenset({429, 503, 529})
 BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, TOO_MANY = 400, 401, 403, 404, 429
 NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 DIGITS = tuple("12345")
 SAID_CHARACTERS = 200
+LEAST_KEY = 8  # characters; what is shorter is no key but a word (`none`)
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,21 @@ class Passing(Exception):
     """An error that a later try may not meet.
 
     `kind` is its class for counts; `wait_s` what the server asked to wait; `overload` says that fewer requests at once
-    may help, `unreachable` that nobody answered at all.
+    may help, `unreachable` that nobody answered at all, `paid` that the server may charge for it all the same.
     """
 
-    def __init__(self, kind: str, wait_s: float | None = None, *, overload: bool = False, unreachable: bool = False):
+    def __init__(
+        self,
+        kind: str,
+        wait_s: float | None = None,
+        *,
+        overload: bool = False,
+        unreachable: bool = False,
+        paid: bool = False,
+    ):
         super().__init__(kind)
         self.kind, self.wait_s, self.overload, self.unreachable = kind, wait_s, overload, unreachable
+        self.paid = paid
 
 
 class Final(Exception):
@@ -98,13 +109,14 @@ async def send(client: openai.AsyncOpenAI, model: str, calls: Sequence[Call]) ->
         else:
             body = await client.completions.create(model=model, **request)
     except openai.APIStatusError as error:
-        raise _judged(error, model, str(client.base_url)) from error
+        raise _judged(error, model, client) from error
     except openai.APITimeoutError as error:
-        raise Passing("timed out", overload=True) from error
+        raise Passing("timed out", overload=True, paid=True) from error
     except openai.APIConnectionError as error:
-        raise Passing("connection failed", unreachable=True) from error
+        unreachable = isinstance(error.__cause__, httpx.ConnectError)
+        raise Passing("connection failed", unreachable=unreachable, paid=not unreachable) from error
     except (openai.OpenAIError, ValueError) as error:
-        raise Passing("unreadable reply") from error
+        raise Passing("unreadable reply", paid=True) from error
     return read(body, kind, len(calls))
 
 
@@ -113,7 +125,7 @@ def read(body: Any, kind: str, count: int) -> list[Answer]:
     try:
         choices = sorted(body.choices, key=lambda choice: choice.index)
         if len(choices) != count:
-            raise Passing("wrong number of choices")
+            raise Passing("wrong number of choices", paid=True)
         read_one = _read_chat if kind == "chat" else _read_completion
         prompt_tokens = body.usage.prompt_tokens if body.usage else 0
         completion_tokens = body.usage.completion_tokens if body.usage else 0
@@ -123,11 +135,11 @@ def read(body: Any, kind: str, count: int) -> list[Answer]:
             share = completion_tokens // count + (place < completion_tokens % count)
             answers.append(read_one(choice, 0 if place else prompt_tokens, share))
     except (ValueError, AttributeError, IndexError, KeyError, TypeError) as error:
-        raise Passing("unreadable reply") from error
+        raise Passing("unreadable reply", paid=True) from error
     for answer in answers:
         # At `length` a reasoning model had no token left for its answer.
         if answer.text is None and answer.refusal is None and answer.finish_reason not in ("content_filter", "length"):
-            raise Passing("reply without content")
+            raise Passing("reply without content", paid=True)
     return answers
 
 
@@ -160,9 +172,9 @@ def _score_position(content: Sequence[Any]) -> dict[str, float]:
     return {top.token: round(float(top.logprob), 6) for top in position.top_logprobs}
 
 
-def _judged(error: openai.APIStatusError, model: str, base_url: str) -> Exception:
+def _judged(error: openai.APIStatusError, model: str, client: openai.AsyncOpenAI) -> Exception:
     """What an HTTP error means for the row and for the stage."""
-    status, said = error.status_code, message_of(error)
+    status, said, base_url = error.status_code, message_of(error, client.api_key), client.base_url
     code = str(error.code or "")
     if status == TOO_MANY and (code in NO_CREDIT or error.type in NO_CREDIT):
         return UserError(
@@ -176,10 +188,11 @@ def _judged(error: openai.APIStatusError, model: str, base_url: str) -> Exceptio
     return Final(f"HTTP {status}: {said}")
 
 
-def message_of(error: openai.APIStatusError) -> str:
-    """What the server said, in one short line."""
+def message_of(error: openai.APIStatusError, key: str) -> str:
+    """What the server said, in one short line; an API key that it repeats is left out."""
     body = error.body if isinstance(error.body, dict) else {}
-    return " ".join(str(body.get("message") or error.message).split())[:SAID_CHARACTERS]
+    said = " ".join(str(body.get("message") or error.message).split())
+    return (said.replace(key, "<key>") if len(key) >= LEAST_KEY else said)[:SAID_CHARACTERS]
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -259,8 +259,7 @@ def test_kill_9_in_the_middle_of_asking(checkout: Checkout, tmp_path: Path) -> N
         for stage in ("respond@far", "judge@far"):
             start = served()
             checkout.kill("repro", stage, when=lambda start=start: served() >= start + 10)
-            while server.in_flight:
-                time.sleep(0.01)
+            server.settle()
             checkout.dvc("repro", stage)
         responses = [
             row

@@ -92,20 +92,49 @@ def test_kill_9_loses_no_finished_answer(tmp_path: Path) -> None:
 
 def _write_range(path: Path, start: int) -> None:
     with Ledger(path) as ledger:
-        for i in range(start, start + 200):
-            ledger.put(f"{i:064x}", "m", "chat", Answer(str(i), "stop"), 0.0)
+        for i in range(start, start + 200, 5):
+            some = [Record(f"{k:064x}", f"m{k % 3}", "chat", Answer(str(k), "stop"), 0.0) for k in range(i, i + 5)]
+            ledger.put_many(some)
 
 
-def test_two_processes_write_at_once(tmp_path: Path) -> None:
+def test_several_processes_write_at_once(tmp_path: Path) -> None:
+    """Each begins with a file that is not there, and writes what its neighbours write too."""
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_write_range, args=(tmp_path / "l.sqlite", start)) for start in (0, 100)]
+    starts = (0, 100, 200, 300)
+    processes = [context.Process(target=_write_range, args=(tmp_path / "l.sqlite", start)) for start in starts]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+    assert [process.exitcode for process in processes] == [0] * len(starts)
     with Ledger(tmp_path / "l.sqlite") as ledger:
-        assert len(ledger) == 300
+        assert {record.key: record.answer.text for record in ledger.records()} == {
+            f"{k:064x}": str(k) for k in range(500)
+        }
+        assert all(record.model == f"m{int(record.key, 16) % 3}" for record in ledger.records())
+        assert ledger.faults() == []
+
+
+def test_a_model_may_be_dropped_beside_a_run_that_asks_it(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "l.sqlite") as running, Ledger(tmp_path / "l.sqlite") as beside:
+        running.put_many(_many(3, "dropped"))
+        assert beside.prune("dropped") == 3
+        beside.put_many(_many(2, "another"))
+        running.put_many(_many(9, "dropped")[5:])
+        assert [record.model for record in running.records()] == ["another"] * 2 + ["dropped"] * 4
+        assert running.faults() == []
+
+
+def test_a_full_disk_is_one_line_and_costs_nothing_stored(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        ledger.put_many(_many(10))
+        pages = ledger.execute("PRAGMA page_count")[0][0]
+        ledger.execute(f"PRAGMA max_page_count={pages + 2}")
+        with pytest.raises(UserError, match=r"disk is full.*free the disk"):
+            ledger.put_many(_many(10_000))
+        assert len(ledger) == 10
+        ledger.execute("PRAGMA max_page_count=1000000")
+        assert ledger.put_many(_many(10_000)) == 9_990
 
 
 def test_the_file_is_private(tmp_path: Path) -> None:
@@ -281,6 +310,21 @@ def test_verify_finds_damage(damage: str, words: str, tmp_path: Path) -> None:
     assert found.returncode == 2
     assert words in found.stderr
     assert len(found.stderr.splitlines()) == 1
+
+
+def test_verify_finds_a_file_that_was_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "l.sqlite"
+    with Ledger(path) as ledger:
+        ledger.put_many(_many(3000))
+    whole = path.read_bytes()
+    for place in (len(whole) // 3, len(whole) // 2, len(whole) - 8192):
+        path.write_bytes(whole[:place] + b"\xa5" * 4096 + whole[place + 4096 :])
+        found = _command(path, "verify")
+        assert found.returncode == 2, found.stderr
+        assert len(found.stderr.splitlines()) == 1
+        assert str(path) in found.stderr
+    path.write_bytes(whole)
+    assert _command(path, "verify").returncode == 0
 
 
 def test_what_is_no_export_is_one_line(tmp_path: Path) -> None:

@@ -156,7 +156,8 @@ class Ledger:
                 self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
                 self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
                 raise
         if (version := self._version()) > SCHEMA_VERSION:
             raise UserError(f"{self.path}: ledger of schema {version}, this version knows {SCHEMA_VERSION}; update")
@@ -181,7 +182,7 @@ class Ledger:
     def _found(self, keys: Iterable[str]) -> Iterator[tuple[str, Answer, float | None]]:
         for some in pieces(keys, AT_ONCE):
             marks = ",".join("?" * len(some))
-            rows = self._db.execute(
+            rows = self.execute(
                 f"SELECT key, answer, latency_s FROM answers WHERE key IN ({marks})",
                 [bytes.fromhex(key) for key in some],
             )
@@ -197,10 +198,7 @@ class Ledger:
         found: set[str] = set()
         for some in pieces(keys, AT_ONCE):
             marks = ",".join("?" * len(some))
-            rows = self._db.execute(
-                f"SELECT key FROM answers WHERE key IN ({marks})",
-                [bytes.fromhex(key) for key in some],
-            )
+            rows = self.execute(f"SELECT key FROM answers WHERE key IN ({marks})", [bytes.fromhex(key) for key in some])
             found |= {key.hex() for (key,) in rows}
         return found
 
@@ -221,19 +219,28 @@ class Ledger:
         """Write as one: all that the block does is committed, or nothing. Raises `UserError` where it can't be."""
         try:
             self._db.execute("BEGIN IMMEDIATE")
+            self._model_ids.clear()  # another process may have pruned a model since
             try:
                 yield self._db
                 self._db.execute("COMMIT")
             except BaseException:
-                self._model_ids.clear()
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # a full disk rolls back by itself
+                    self._db.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
             raise UserError(f"ledger {self.path}: {error}; free the disk or set ANAMNESIS_LEDGER, then rerun") from None
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Read rows."""
-        return self._db.execute(statement, values).fetchall()
+        """Read rows. Raises `UserError` where the file can't be read."""
+        with self._reading():
+            return self._db.execute(statement, values).fetchall()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise UserError(f"ledger {self.path}: {error}; `python -m anamnesis.ledger verify` checks it") from None
 
     def _row(self, record: Record) -> tuple[Any, ...]:
         answer = record.answer
@@ -256,18 +263,21 @@ class Ledger:
             "SELECT key, identity, kind, answer, latency_s, at FROM answers JOIN models USING (model_id)"
             " ORDER BY answers.rowid"
         )
-        for key, model, kind, answer, latency_s, at in rows:
-            yield Record(key.hex(), model, kind, Answer(**json.loads(answer)), latency_s, at)
+        with self._reading():
+            for key, model, kind, answer, latency_s, at in rows:
+                yield Record(key.hex(), model, kind, Answer(**json.loads(answer)), latency_s, at)
 
     def statistics(self) -> list[dict[str, Any]]:
         """For each model identity and kind of call: calls, tokens in and out, mean seconds a call, first and last."""
-        cursor = self._db.execute(
+        statement = (
             "SELECT identity AS model, kind, count(*) AS calls, sum(prompt_tokens) AS prompt_tokens,"
             " sum(completion_tokens) AS completion_tokens, avg(latency_s) AS mean_latency_s, min(at) AS first,"
             " max(at) AS last FROM answers JOIN models USING (model_id) GROUP BY identity, kind ORDER BY identity, kind"
         )
-        names = [column[0] for column in cursor.description]
-        return [dict(zip(names, row, strict=True)) for row in cursor]
+        with self._reading():
+            cursor = self._db.execute(statement)
+            names = [column[0] for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor]
 
     def faults(self) -> list[str]:
         """What is wrong with the file, one line each; none where it is sound.
@@ -275,15 +285,20 @@ class Ledger:
         SQLite's own integrity check, orphan rows (answers of a model that is not listed), keys of another length than
         a sha256, and answers that can't be read.
         """
-        found = [f"integrity: {line}" for (line,) in self._db.execute("PRAGMA integrity_check(20)") if line != "ok"]
+        try:
+            lines = [line for (line,) in self._db.execute("PRAGMA integrity_check(20)") if line != "ok"]
+        except sqlite3.Error as error:
+            lines = [str(error)]
+        if lines:  # the rows of a damaged file can't be counted on
+            return [f"integrity: {' '.join(line.split())}" for line in lines]
+        found = []
         checks = {
             "orphan rows (their model is not listed)": "model_id NOT IN (SELECT model_id FROM models)",
             "keys that are no sha256": "typeof(key) <> 'blob' OR length(key) <> 32",
             "answers that are no JSON object": "NOT json_valid(answer) OR json_type(answer) <> 'object'",
         }
         for what, condition in checks.items():
-            count = self._db.execute(f"SELECT count(*) FROM answers WHERE {condition}").fetchone()[0]
-            if count:
+            if count := self.execute(f"SELECT count(*) FROM answers WHERE {condition}")[0][0]:
                 found.append(f"{count} {what}")
         return found
 
@@ -294,12 +309,11 @@ class Ledger:
                 "DELETE FROM answers WHERE model_id = (SELECT model_id FROM models WHERE identity = ?)", (model,)
             ).rowcount
             db.execute("DELETE FROM models WHERE identity = ?", (model,))
-        self._model_ids.clear()
         self._db.execute("VACUUM")
         return int(gone)
 
     def __len__(self) -> int:
-        return int(self._db.execute("SELECT COUNT(*) FROM answers").fetchone()[0])
+        return int(self.execute("SELECT COUNT(*) FROM answers")[0][0])
 
 
 def pieces(items: Iterable[T], size: int) -> Iterator[list[T]]:
