@@ -15,7 +15,7 @@ help:
 	  'make repro                           run the pipeline: only what a change touches' \
 	  'make repro PRESET=presets/<x>.yaml   copy that preset over params.yaml first (FORCE=1: even over edits)' \
 	  'make plan                            what the model calls will take: requests, tokens, hours, money' \
-  'make test                            run every test; ARGS="-m '"'not slow'"'" leaves the slow ones out' \
+	  'make test                            run every test; ARGS="-m '"'not slow'"'" leaves the slow ones out' \
 	  'make lint                            ruff and mypy' \
 	  'make bench                           run the benchmarks in bench/' \
 	  'make setup                           make .venv (the others call it)' \
@@ -45,9 +45,7 @@ lint: setup
 	@python -m mypy
 
 bench: setup
-	@found=0; for file in bench/*.py; do \
-	  if [ -f "$$file" ]; then found=1; echo "bench: $$file"; python "$$file"; fi; done; \
-	  if [ $$found = 0 ]; then echo "bench: no benchmark is in bench/ yet"; fi
+	@for name in client ledger generate training; do echo "bench: $$name"; python -m bench.$$name; done
 
 clean:
 	@rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build ./*.egg-info

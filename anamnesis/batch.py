@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -22,10 +23,11 @@ from openai.types import Batch, Completion
 from openai.types.chat import ChatCompletion
 
 from anamnesis import wire
-from anamnesis.errors import MODEL_UNAVAILABLE, REQUEST_REFUSED, UserError
+from anamnesis.errors import MODEL_UNAVAILABLE, OVER_BUDGET, REQUEST_REFUSED, UserError
 from anamnesis.ledger import Ledger, Record
 from anamnesis.meter import Meter
 from anamnesis.params import Requests
+from anamnesis.progress import say
 from anamnesis.server import Endpoint
 from anamnesis.spending import Cost, Purse, bound
 from anamnesis.wire import Call
@@ -95,28 +97,34 @@ class Batches:
         with self._ledger.transaction() as db:
             db.execute("UPDATE batches SET batch_id = ? WHERE batch_row = ?", (batch_id, one.row))
 
+    def renew(self, one: Open) -> None:
+        """Make a batch that the server would not queue one to be submitted, under another mark."""
+        with self._ledger.transaction() as db:
+            db.execute("UPDATE batches SET batch_id = NULL, mark = ? WHERE batch_row = ?", (uuid.uuid4().hex, one.row))
+
     def close(self, one: Open) -> None:
         """Note that a batch is collected, or was never taken."""
         with self._ledger.transaction() as db:
             db.execute("UPDATE batches SET collected = 1 WHERE batch_row = ?", (one.row,))
 
 
+def _started(pid: int) -> str:
+    """When a process started, in clock ticks since boot (proc(5), stat, field 22); empty where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
 def _me() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
+    """This process, so that no later one with its number is taken for it."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
 
 
 def _lives(owner: str) -> bool:
-    """Whether the process that noted a batch still runs, so that submitting it is its business."""
-    host, _, pid = owner.rpartition(":")
-    if host != socket.gethostname() or owner == _me():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError):
-        return False
-    except PermissionError:
-        pass
-    return True
+    """Whether another process noted a batch and still runs, so that submitting it is its business."""
+    host, pid, started = owner.rsplit(":", 2)
+    return owner != _me() and host == socket.gethostname() and bool(started) and _started(int(pid)) == started
 
 
 def _line(key: str, call: Call, model: str) -> bytes:
@@ -160,33 +168,60 @@ def ask(
     with client, Meter(label, len(todo), lambda: len(todo) - meter.answered - meter.failed, purse.priced) as meter:
         notes.claim(todo, where.model)
         while pending := {one: calls for one in notes.open() if (calls := _common(notes.keys(one), todo))}:
-            over = True
+            running, stop = 0, None
             for one, calls in pending.items():
                 most = sum((bound([call], purse.price) for call in calls.values()), Cost())
-                batch_id = one.batch_id or _submit(client, where, notes, one, calls, purse, most)
+                try:
+                    batch_id = one.batch_id or _submit(client, where, notes, one, calls, purse, most)
+                except UserError as error:
+                    if error.code != OVER_BUDGET:
+                        raise
+                    stop = error  # what is submitted is waited for first
+                    continue
                 if one.row not in held:
                     held[one.row] = purse.set_aside(most)
                 with _told(where):
                     state = client.batches.retrieve(batch_id) if batch_id else None
                 if not state or state.status not in OVER:
-                    over = False
+                    running += 1
                     continue
                 kind = next(iter(calls.values())).kind  # one file asks one kind
                 answered, failed = _collect(client, where, state, notes.keys(one), kind)
                 ledger.put_many(answered)
-                notes.close(one)
                 real = {r.key: purse.price_of(r.answer.prompt_tokens, r.answer.completion_tokens) for r in answered}
-                purse.settle(held[one.row], sum(real.values(), Cost()))
+                purse.settle(held.pop(one.row), sum(real.values(), Cost()))
+                if state.status == "failed" and _is_queue_full(state) and len(pending) > 1:
+                    notes.renew(one)  # to be submitted once more, when another one is over
+                    continue
+                notes.close(one)
+                if state.status == "failed":
+                    raise UserError(_refusal(where, state), REQUEST_REFUSED)
                 for cost in (real[key] for key in calls if key in real):
                     meter.answer(1, cost)
                 for reason in (failed[key] for key in calls if key in failed):
                     meter.failure(1, reason.split(":")[0])
                 failures |= failed
-                if state.status == "failed":
-                    raise UserError(_refusal(where, state), REQUEST_REFUSED)
-            _wait(0.0 if over else requests.batch_poll_s, meter)
+            if stop and not running:
+                raise stop
+            _wait(requests.batch_poll_s if running else 0.0, meter)
         known = ledger.known(todo)
     return {key: failures.get(key, "the batch gave no answer") for key in todo if key not in known}
+
+
+def check_none_waits(todo: Iterable[str], where: Endpoint, ledger: Ledger, name: str) -> None:
+    """Raise `UserError` where calls that are about to be asked one by one wait in a batch: they would be paid twice."""
+    notes, wanted = Batches(ledger, where.identity), set(todo)
+    for one in notes.open():
+        if one.batch_id and (count := len(wanted & set(notes.keys(one)))):
+            raise UserError(
+                f"models.{name}: {count} of the calls wait in batch {one.batch_id}; set mode: batch to collect it "
+                f"first, or give it up with python -m anamnesis.ledger prune-batches {name}"
+            )
+
+
+def _is_queue_full(state: Batch) -> bool:
+    """Whether a batch was refused because too much is waiting at the server already."""
+    return any(error.code == "token_limit_exceeded" for error in (state.errors and state.errors.data) or ())
 
 
 def _common(keys: Iterable[str], todo: dict[str, Call]) -> dict[str, Call]:
@@ -211,6 +246,7 @@ def _submit(
 ) -> str | None:
     """Give a noted batch to the server, or find it there; None while another process is about to."""
     if _lives(one.owner) or not notes.take(one):
+        say(f"batch {one.mark[:8]}: process {one.owner} is about to submit it; waiting")
         return None
     batch_id = _find(client, where, one)
     if batch_id is None:

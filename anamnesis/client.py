@@ -8,12 +8,12 @@ What ends a stage lets the requests under way finish first, for they are paid fo
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
 import tenacity
@@ -21,26 +21,29 @@ import tenacity
 from anamnesis import batch, wire
 from anamnesis.cards import Card, load_card
 from anamnesis.errors import MODEL_UNAVAILABLE, QUALITY, REQUEST_REFUSED, UserError
-from anamnesis.ledger import Ledger, Record
+from anamnesis.ledger import Answer, Ledger, Record
 from anamnesis.meter import Meter
 from anamnesis.pace import Pool, Replica, Throttle
 from anamnesis.params import Params, RateLimit, Requests
-from anamnesis.server import Endpoint, endpoint, identity_of
-from anamnesis.spending import Cost, Purse, bound, spent
+from anamnesis.server import Endpoint, endpoint, identities, identity_of
+from anamnesis.spending import Cost, Purse, expected_tokens, spent
 from anamnesis.wire import Call, Outcome
 
 BUDGET_FLOOR = 20  # failures below which the failure budget never ends a stage
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
+CONNECT_S = 20.0
+PATIENCE_S = 600.0  # longest Retry-After that is waited for
 LAST_ANSWERS_S = 30.0  # how long a stage that ends waits for what is under way
 TICK_S = 1.0
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
-    """Seconds before the next try: what the server asked for, else full jitter over an exponential."""
+    """Seconds before the next try: full jitter over an exponential, after what the server asked for."""
     error = state.outcome.exception() if state.outcome else None
+    jitter = float(tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S)(state))
     if isinstance(error, wire.Passing) and error.wait_s is not None:
-        return error.wait_s
-    return float(tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S)(state))
+        return error.wait_s + jitter
+    return jitter
 
 
 class _Writer:
@@ -78,13 +81,13 @@ class _Writer:
 class _Run:
     """One run of `Client.ask` over what the ledger lacks: workers take groups of calls from one iterator."""
 
-    def __init__(self, where: Endpoint, requests: Requests, purse: Purse, throttle: Throttle, ledger: Ledger):
+    def __init__(
+        self, where: Endpoint, requests: Requests, purse: Purse, throttle: Throttle, ledger: Ledger, known: int | None
+    ):
+        """`known`: calls of the same `Client.ask` that the ledger has; None where any number of calls may fail."""
         self._where, self._requests, self._purse, self._throttle = where, requests, purse, throttle
-        self._writer = _Writer(ledger)
-        self._clients = [
-            openai.AsyncOpenAI(base_url=url, api_key=where.api_key, timeout=requests.timeout_s, max_retries=0)
-            for url in where.base_urls
-        ]
+        self._ledger, self._writer, self._known = ledger, _Writer(ledger), known
+        self._clients = [_connect(url, where.api_key, requests) for url in where.base_urls]
         self.pool = Pool(self._clients, requests.concurrency)
         self.failures: dict[str, str] = {}
         self._ending: UserError | None = None
@@ -149,7 +152,7 @@ class _Run:
     async def _one(self, group: Mapping[str, Call]) -> None:
         """Ask one group of samples until it is answered or has failed."""
         try:
-            cost: Cost = await self._retrying(self._try, group)
+            stored: int = await self._retrying(self._try, group)
         except wire.Passing as error:
             if self._ending:
                 return  # not tried to the end, so not failed: a rerun asks again
@@ -158,34 +161,42 @@ class _Run:
         except wire.Final as error:
             self._fail(group, str(error).split(":")[0], str(error))
             return
-        self._meter.answer(len(group), cost)
+        for key in list(group)[stored:]:  # the server ignores `n`: what it gave is kept, the rest asked for singly
+            await self._one({key: group[key]})
 
-    async def _try(self, group: Mapping[str, Call]) -> Cost:
-        """One try: wait for budget, rate and a place, send, store the answers, and tell them how it went."""
+    async def _try(self, group: Mapping[str, Call]) -> int:
+        """One try: wait for budget, a place and rate, send, store the answers, and tell them how it went.
+
+        Returns how many calls of the group, from its first, the ledger has now.
+        """
         calls = list(group.values())
         held = await self._purse.hold(calls)
-        real = Cost(requests=1)
+        real = Cost()
         try:
-            await self._throttle.take(bound(calls, None).tokens)
             replica = await self.pool.acquire()
             sent = time.monotonic()
             try:
+                await self._throttle.take(expected_tokens(calls))
+                await asyncio.sleep(max(0.0, replica.opens - time.monotonic()))  # it may have asked for a pause since
                 if self._ending:
                     raise wire.Passing("stopped")
+                if len(self._ledger.known(group)) == len(group):  # another process asks the same and was faster
+                    self._meter.answer(len(group), real)
+                    return len(group)
+                sent, real = time.monotonic(), Cost(requests=len(calls))
                 self._under_way.add(asyncio.current_task())
                 answers = await wire.send(replica.client, self._where.model, calls)
-                real = self._purse.price_of(
-                    sum(answer.prompt_tokens for answer in answers), sum(answer.completion_tokens for answer in answers)
-                )
+                real = self._paid(answers, held)
                 self.pool.answered(replica)
                 latency, identity = time.monotonic() - sent, self._where.identity
                 # The place is given back after this, so no more than the ceiling is ever in flight and not stored.
                 await self._writer.put(
                     [
                         Record(key, identity, call.kind, answer, latency)
-                        for (key, call), answer in zip(group.items(), answers, strict=True)
+                        for (key, call), answer in zip(group.items(), answers, strict=False)
                     ]
                 )
+                self._meter.answer(len(answers), real)
             except wire.Passing as error:
                 real = held if error.paid else real
                 self._slow_down(replica, error, sent)
@@ -193,25 +204,31 @@ class _Run:
             finally:
                 self._under_way.discard(asyncio.current_task())
                 self.pool.release(replica)
-            return real
+            return len(answers)
         finally:
             self._purse.settle(held, real)
+
+    def _paid(self, answers: Sequence[Answer], most: Cost) -> Cost:
+        """What a reply cost; the most it can have where the server tells no usage."""
+        prompt = sum(answer.prompt_tokens for answer in answers)
+        completion = sum(answer.completion_tokens for answer in answers)
+        return self._purse.price_of(prompt, completion, len(answers)) if prompt or completion else most
 
     def _slow_down(self, replica: Replica, error: wire.Passing, sent: float) -> None:
         if error.overload:
             self.pool.overloaded(replica, sent)
         if error.wait_s is not None:
-            if error.wait_s > self._requests.timeout_s:
+            if error.wait_s > max(PATIENCE_S, self._requests.timeout_s) and len(self.pool.replicas) == 1:
                 raise UserError(
                     f"model {self._where.model} at {replica.client.base_url}: {error}: it asks to wait "
-                    f"{error.wait_s:.0f} s, longer than requests.timeout_s; answered calls are kept: rerun then",
+                    f"{error.wait_s:.0f} s; answered calls are kept: rerun then",
                     REQUEST_REFUSED,
                 )
             self.pool.pause(replica, error.wait_s)
-        if error.unreachable:
-            if ended := self._where.ended():
-                raise UserError(f"{ended}; answered calls are kept", MODEL_UNAVAILABLE)
-            self.pool.unreachable(replica)
+        if error.unreachable and (ended := self._where.ended()):
+            raise UserError(f"{ended}; answered calls are kept", MODEL_UNAVAILABLE)
+        if error.kind != "HTTP 429":  # a server that counts is no broken one
+            self.pool.failed(replica, at_once=error.unreachable)
 
     def _count_retry(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
@@ -222,22 +239,30 @@ class _Run:
         """Mark a group's calls as failed. Raises `UserError` where too many have."""
         self.failures |= dict.fromkeys(group, reason)
         self._meter.failure(len(group), kind)
-        failed, finished = len(self.failures), self._meter.answered + self._meter.failed
-        if failed >= BUDGET_FLOOR and failed > self._requests.failure_budget * finished:
-            raise UserError(
-                f"model {self._where.model}: {failed} of {finished} requests failed, more than "
-                f"requests.failure_budget ({self._requests.failure_budget:.0%}); the last: {reason}",
-                QUALITY,
-            )
+        if self._known is not None:
+            finished = self._known + self._meter.answered + self._meter.failed
+            check_failures(self._where.model, list(self.failures.values()), finished, self._requests)
 
 
-def identities(params: Params) -> dict[str, str]:
-    """The keys under models by the identity that the ledger knows them by, of those that are materialised."""
-    found = {}
-    for name in params.models:
-        with contextlib.suppress(UserError):
-            found[identity_of(load_card(Path("models/pretrained") / name), params.serve)] = name
-    return found
+def _connect(base_url: str, key: str, requests: Requests) -> openai.AsyncOpenAI:
+    """A client without retries of its own; one for this machine goes past any proxy."""
+    timeout = openai.Timeout(requests.timeout_s, connect=min(CONNECT_S, requests.timeout_s))
+    here = urlsplit(base_url).hostname in ("127.0.0.1", "localhost", "::1")
+    http = openai.DefaultAsyncHttpxClient(timeout=timeout, trust_env=not here)
+    return openai.AsyncOpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=0, http_client=http)
+
+
+def check_failures(model: str, reasons: Sequence[str], finished: int, requests: Requests) -> None:
+    """Raise `UserError` where too many finished calls failed: QUALITY, or MODEL_UNAVAILABLE if nobody answers."""
+    failed = len(reasons)
+    if failed < BUDGET_FLOOR or failed <= requests.failure_budget * finished:
+        return
+    silent = failed == finished and all(reason.startswith(wire.UNREACHABLE) for reason in reasons)
+    raise UserError(
+        f"model {model}: {failed} of {finished} requests failed, more than requests.failure_budget "
+        f"({requests.failure_budget:.0%}); the last: {reasons[-1]}",
+        MODEL_UNAVAILABLE if silent else QUALITY,
+    )
 
 
 class Client:
@@ -260,8 +285,8 @@ class Client:
     def __exit__(self, *exception: Any) -> None:
         self._servers.__exit__(*exception)
 
-    def ask(self, calls: Sequence[Call], label: str) -> list[Outcome]:
-        """One outcome a call, in the calls' order.
+    def ask(self, calls: Sequence[Call], label: str, essential: bool = True) -> list[Outcome]:
+        """One outcome a call, in the calls' order. `essential` calls must not all fail, nor too many of them.
 
         Raises `UserError`: MODEL_UNAVAILABLE where a local server can't start or ends, REQUEST_REFUSED where the server
         refuses the key or the model, OVER_BUDGET where a cap of `budget` is reached, QUALITY where more than
@@ -271,19 +296,23 @@ class Client:
         keys = [call.key(self._identity) for call in calls]
         known = self._ledger.known(keys)
         todo = {key: call for key, call in zip(keys, calls, strict=True) if key not in known}
-        failures = self._ask(todo, label) if todo else {}
+        finished = len(set(keys)) if essential else None
+        failures = self._ask(todo, label, finished and finished - len(todo)) if todo else {}
         answers = self._ledger.get_many(keys)
         outcomes = [Outcome(answers.get(key), failures.get(key)) for key in keys]
-        if failures and not answers:
-            raise UserError(
-                f"model {self.card.name}: none of {len(outcomes)} requests was answered; the last: "
-                f"{outcomes[-1].reason}",
-                QUALITY,
-            )
+        if finished:
+            reasons = list(failures.values())
+            check_failures(self.card.name, reasons, finished, self._params.requests)  # a batch's are counted here
+            if failures and not answers:
+                silent = all(reason.startswith(wire.UNREACHABLE) for reason in reasons)
+                raise UserError(
+                    f"model {self.card.name}: none of {finished} requests was answered; the last: {reasons[-1]}",
+                    MODEL_UNAVAILABLE if silent else QUALITY,
+                )
         return outcomes
 
-    def _ask(self, todo: dict[str, Call], label: str) -> dict[str, str]:
-        """Ask what the ledger lacks; the reasons of what failed, by key."""
+    def _ask(self, todo: dict[str, Call], label: str, known: int | None) -> dict[str, str]:
+        """Ask what the ledger lacks; the reasons of what failed, by key. `known`: see `_Run`."""
         name, params = self.card.name, self._params
         price = params.prices.get(name)
         capped = any(cap is not None for cap in params.budget.model_dump().values())
@@ -293,10 +322,12 @@ class Client:
         if self.card.mode == "batch":
             return batch.ask(todo, self._endpoint, self._ledger, params.requests, purse, label)
 
+        batch.check_none_waits(todo, self._endpoint, self._ledger, name)
+
         async def run() -> dict[str, str]:
             assert self._endpoint
             throttle = Throttle(params.requests.limits.get(name) or RateLimit())
-            asking = _Run(self._endpoint, params.requests, purse, throttle, self._ledger)
+            asking = _Run(self._endpoint, params.requests, purse, throttle, self._ledger, known)
             with Meter(label, len(todo), lambda: asking.pool.in_flight, price is not None) as meter:
                 await asking.ask(wire.grouped(todo, self.card.samples_per_request), meter)
             return asking.failures

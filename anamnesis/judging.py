@@ -25,6 +25,7 @@ CONSTRAINT = r"[^\n]{10,400}\nScore: [1-5]"
 REASK = "Your last line was not in the form asked for. Reply with that one line and nothing else:\nScore: <rating>"
 LEAST_MASS = 0.05  # of probability on 1..5, below which the reply says nothing about the score
 EXPECTED_TOKENS = 8  # of a reply that is the score line alone
+REASK_TOKENS = 16  # of the same, asked for once more
 TOP_LOGPROBS = 20  # what vLLM and OpenAI allow
 
 
@@ -129,7 +130,7 @@ def reask_call(call: Call, outcome: Outcome) -> Call:
     reply = (outcome.answer.text or "") if outcome.answer else ""
     messages = [*call.request["messages"], {"role": "assistant", "content": reply}, {"role": "user", "content": REASK}]
     request = {key: value for key, value in call.request.items() if key != "extra_body"}
-    return Call("chat", request | {"messages": messages, "max_tokens": 16})
+    return Call("chat", request | {"messages": messages, "max_tokens": REASK_TOKENS})
 
 
 def vote_expected(answer: Answer | None, reason: str | None, score_line: bool = False) -> Vote:

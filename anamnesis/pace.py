@@ -16,7 +16,8 @@ from aiolimiter import AsyncLimiter
 
 from anamnesis.params import RateLimit
 
-FIRST_REST_S, LONGEST_REST_S = 2.0, 60.0  # how long a server that nobody reaches is set aside
+FIRST_REST_S, LONGEST_REST_S = 2.0, 60.0  # how long a server that does nothing but fail is set aside
+FAILURES = 3  # one after the other that make it such a one
 WINDOW_S = 3.0  # in which a minute's rate may be used at once
 MINUTE_S = 60.0
 
@@ -31,6 +32,7 @@ class Replica:
     in_flight: int = 0
     opens: float = 0.0  # time.monotonic() before which nothing is sent there
     cut: float = 0.0  # time.monotonic() of the last decrease
+    failed: int = 0  # tries since its last answer
     rest_s: float = FIRST_REST_S
 
     def __post_init__(self) -> None:
@@ -69,6 +71,7 @@ class Pool:
     def answered(self, replica: Replica) -> None:
         """Count an answer: one more at once for every limit's worth of them."""
         replica.limit = min(replica.ceiling, replica.limit + 1 / replica.limit)
+        replica.failed = 0
         replica.rest_s = FIRST_REST_S
 
     def overloaded(self, replica: Replica, sent: float) -> None:
@@ -81,9 +84,14 @@ class Pool:
         """Send nothing to a server for so long."""
         replica.opens = max(replica.opens, time.monotonic() + seconds)
 
-    def unreachable(self, replica: Replica) -> None:
-        """Set a server aside, for longer each time until it answers, as long as there is another one."""
-        if len(self.replicas) > 1 and replica.opens <= time.monotonic():
+    def failed(self, replica: Replica, at_once: bool) -> None:
+        """Set a server aside that does nothing but fail, for longer each time until it answers.
+
+        `at_once`: nobody could be reached there. Without another server there is nothing to turn to.
+        """
+        replica.failed += 1
+        broken = at_once or replica.failed >= FAILURES
+        if broken and len(self.replicas) > 1 and replica.opens <= time.monotonic():
             self.pause(replica, replica.rest_s)
             replica.rest_s = min(LONGEST_REST_S, 2 * replica.rest_s)
 
@@ -95,7 +103,7 @@ class Pool:
                 break
             place = self._waiting.popleft()
             if not place.done():  # a caller that was cancelled waits no more
-                replica = min(free, key=lambda one: one.in_flight)
+                replica = min(free, key=lambda one: (one.in_flight + one.failed, one.failed))
                 replica.in_flight += 1
                 place.set_result(replica)
         if self._alarm:

@@ -10,6 +10,7 @@ import unicodedata
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -53,6 +54,10 @@ def _script(value: str) -> str:
 
 def _base_url(value: str | list[str]) -> str | list[str]:
     for url in [value] if isinstance(value, str) else value:
+        try:
+            urlsplit(url).port  # noqa: B018 (it raises where the address is none)
+        except ValueError as error:
+            raise ValueError(f"{url!r}: {error}") from None
         if not SERVER.match(url):
             raise ValueError(f"{url!r} is no server; write http(s)://host[:port]/v1, or a list of them")
     if len(set(value)) < len(value) and isinstance(value, list):
@@ -315,8 +320,12 @@ class Params(Section):
             for key in named:
                 if key not in self.models:
                     raise ValueError(f"{section}.{key}: no such entry under models")
-        if self.budget.usd is not None and not self.prices:
-            raise ValueError("budget.usd: no model has a price; write prices.<model>: {input: , output: }")
+        if self.budget.usd is not None:
+            for key in {*self.members(), *self.enabled_judges()} - set(self.prices):
+                if self.models[key].base_url:
+                    raise ValueError(
+                        f"budget.usd: models.{key} has no price; write prices.{key}: {{input: , output: }}"
+                    )
         if self.target not in self.models:
             raise ValueError(f"target: {self.target!r} is no entry under models")
         if self.models[self.target].uri is None:

@@ -13,12 +13,12 @@ import numpy as np
 from scipy import stats
 
 from anamnesis.ledger import Answer
-from anamnesis.params import Price
+from anamnesis.params import Price, RateLimit
 from anamnesis.spending import MILLION, prompt_bound
 from anamnesis.wire import Call
 
 FEWEST = 5  # answered calls below which nothing is extrapolated
-BYTES_A_TOKEN = 2.0  # of a prompt that was never counted: few tokenizers need more tokens than this
+MOST_BYTES_A_TOKEN = 8.0  # of a prompt that was never counted
 
 
 @dataclass(frozen=True)
@@ -56,38 +56,52 @@ def mean_range(values: Sequence[float]) -> Range:
     return Range(max(0.0, array.mean() - half), array.mean() + half)
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What a stage's calls to one model are asked under: prices, rate limits, requests at once, samples a request."""
+
+    price: Price | None
+    limit: RateLimit
+    places: int
+    samples: int = 1
+
+
 def forecast(
-    stage: str,
-    model: str,
-    answered: Sequence[tuple[Answer, float | None]],
-    known: Sequence[Call],
-    more: Range,
-    most_out: int,
-    most_in: int,
-    places: int,
-    price: Price | None,
-) -> Line:
+    stage: str, model: str, answered: Sequence[tuple[Answer, float | None]], known: Sequence[Call], more: Range,
+    most_in: int, most_out: int, terms: Terms,
+) -> Line:  # fmt: skip
     """The line of one stage and model.
 
     `answered`: answers of the ledger to calls of this plan, with latencies in seconds. `known`: calls to come whose
-    prompt is known; `more`: how many others will come, from instructions or responses that don't exist yet.
-    `most_out`: completion tokens a call at most; `most_in`: prompt tokens of a call without a prompt, at most.
-    `places`: requests at once.
+    prompt is known; `more`: how many others will come, from instructions or responses that don't exist yet. `most_in`
+    and `most_out`: tokens of a prompt that doesn't exist yet and of a completion, at most.
     """
     to_ask = more + Range(len(known), len(known))
     if len(answered) >= FEWEST:
         tokens_in = _product(to_ask, mean_range([answer.prompt_tokens for answer, _ in answered]))
         tokens_out = _product(to_ask, mean_range([answer.completion_tokens for answer, _ in answered]))
     else:
-        bytes_in = sum(prompt_bound(call.request) for call in known)
-        tokens_in = Range(bytes_in / (4 * BYTES_A_TOKEN), bytes_in / BYTES_A_TOKEN) + Range(0, more.high * most_in)
+        tokens_in = sum((_prompt_range(call) for call in known), Range(0, more.high * most_in))
         tokens_out = Range(0, to_ask.high * most_out)
     timed = [latency for _, latency in answered if latency is not None]
     hours = None
     if len(timed) >= FEWEST:
-        hours = _product(to_ask, mean_range(timed)) * (1 / 3600 / places)
-    usd = (tokens_in * (price.input / MILLION)) + (tokens_out * (price.output / MILLION)) if price else None
+        busy = _product(to_ask * (1 / terms.samples), mean_range(timed)) * (1 / terms.places)
+        slowest = [busy]
+        if terms.limit.requests_per_minute:
+            slowest.append(to_ask * (60 / terms.samples / terms.limit.requests_per_minute))
+        if terms.limit.tokens_per_minute:
+            slowest.append((tokens_in + tokens_out) * (60 / terms.limit.tokens_per_minute))
+        hours = Range(max(one.low for one in slowest), max(one.high for one in slowest)) * (1 / 3600)
+    price = terms.price
+    usd = tokens_in * (price.input / MILLION) + tokens_out * (price.output / MILLION) if price else None
     return Line(stage, model, len(answered), to_ask, tokens_in, tokens_out, hours, usd)
+
+
+def _prompt_range(call: Call) -> Range:
+    """Tokens of a known prompt: token ids are counted, a text has one token a byte at most."""
+    most = prompt_bound(call.request)
+    return Range(most, most) if isinstance(call.request.get("prompt"), list) else Range(most / MOST_BYTES_A_TOKEN, most)
 
 
 def _product(count: Range, each: Range) -> Range:

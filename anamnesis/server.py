@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +24,7 @@ import httpx
 from anamnesis.cards import Card, load_card
 from anamnesis.errors import MODEL_UNAVAILABLE, REQUEST_REFUSED, UserError
 from anamnesis.hardware import cores, has_gpu_build, multiplies_bf16
-from anamnesis.params import Requests, Serve
+from anamnesis.params import Params, Requests, Serve
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STOP_SECONDS = 20.0
@@ -52,6 +52,15 @@ def identity_of(card: Card, serve: Serve) -> str:
         return card.identity
     precision = "" if serve.dtype == "auto" else f"@{serve.dtype}"
     return card.identity + precision + (f"@{json.dumps(serve.vllm_args)}" if serve.vllm_args else "")
+
+
+def identities(params: Params) -> dict[str, str]:
+    """The keys under models by the identity that the ledger knows them by, of those that are materialised."""
+    found = {}
+    for name in params.models:
+        with suppress(UserError):
+            found[identity_of(load_card(Path("models/pretrained") / name), params.serve)] = name
+    return found
 
 
 def dtype_of(serve: Serve, gpu: bool) -> str:
@@ -109,9 +118,9 @@ def environment(key: str, requests: Requests, gpu: bool) -> dict[str, str]:
     return env
 
 
-def _last_error(log: Path) -> str:
-    """The line of a server's log that says best why it ended."""
-    text = log.read_text(encoding="utf-8", errors="replace")
+def _last_error(log: Path, start: int = 0) -> str:
+    """The line of a server's log, from byte `start`, that says best why it ended."""
+    text = log.read_bytes()[start:].decode("utf-8", errors="replace")
     lines = [PREFIX.sub("", line).strip() for line in text.splitlines()]
     lines = [line for line in lines if line]
     telling = [at for at, line in enumerate(lines) if ERROR.search(line) and not CONSEQUENCE.search(line)]
@@ -124,18 +133,24 @@ def _last_error(log: Path) -> str:
     return said[:SHOWN_CHARACTERS]
 
 
-def _ended(process: subprocess.Popen[bytes], log: Path, name: str) -> str:
+def _ended(process: subprocess.Popen[bytes], log: Path, start: int, name: str) -> str:
     """The line that says why a server ended; empty while it runs."""
-    return "" if process.poll() is None else f"server of {name}: ended: {_last_error(log)} ({log})"
+    code = process.poll()
+    if code is None:
+        return ""
+    if code == -signal.SIGKILL:
+        return f"server of {name}: killed, probably out of memory; lower requests.kv_cache_gib ({log})"
+    return f"server of {name}: ended: {_last_error(log, start)} ({log})"
 
 
-def _wait_until_healthy(process: subprocess.Popen[bytes], base_url: str, log: Path, name: str, limit_s: float) -> None:
+def _wait_until_healthy(base_url: str, ended: Callable[[], str], log: Path, name: str, limit_s: float) -> None:
     start = last = time.monotonic()
     while True:
-        if ended := _ended(process, log, name):
-            raise UserError(ended, MODEL_UNAVAILABLE)
+        if reason := ended():
+            raise UserError(reason, MODEL_UNAVAILABLE)
         try:
-            if httpx.get(base_url.removesuffix("/v1") + "/health", timeout=2).status_code == httpx.codes.OK:
+            health = httpx.get(base_url.removesuffix("/v1") + "/health", timeout=2, trust_env=False)  # past any proxy
+            if health.status_code == httpx.codes.OK:
                 print(f"server of {name}: ready after {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
                 return
         except httpx.HTTPError:
@@ -166,7 +181,8 @@ def _local(model_dir: Path, card: Card, serve: Serve, requests: Requests) -> Ite
     log = Path("logs") / f"server-{card.name}.log"
     log.parent.mkdir(exist_ok=True)
     base_url = f"http://127.0.0.1:{port}/v1"
-    with log.open("wb") as out:
+    with log.open("ab") as out:  # after those of earlier stages
+        begin = out.tell()
         process = subprocess.Popen(
             command(model_dir, card, port, serve, gpu),
             env=environment(key, requests, gpu),
@@ -175,11 +191,13 @@ def _local(model_dir: Path, card: Card, serve: Serve, requests: Requests) -> Ite
             stderr=subprocess.STDOUT,
             preexec_fn=_die_with_parent,  # noqa: PLW1509 (no thread of ours runs yet)
         )
+
+        def ended() -> str:
+            return _ended(process, log, begin, card.name)
+
         try:
-            _wait_until_healthy(process, base_url, log, card.name, requests.server_start_s)
-            yield Endpoint(
-                (base_url,), card.name, identity_of(card, serve), key, lambda: _ended(process, log, card.name)
-            )
+            _wait_until_healthy(base_url, ended, log, card.name, requests.server_start_s)
+            yield Endpoint((base_url,), card.name, identity_of(card, serve), key, ended)
         finally:
             _stop(process)
 
@@ -200,4 +218,6 @@ def endpoint(model_dir: str | Path, serve: Serve, requests: Requests) -> Iterato
     key = os.environ.get(card.api_key_env, "") if card.api_key_env else "none"
     if not key:
         raise UserError(f"models.{card.name}: the environment has no {card.api_key_env}; export it", REQUEST_REFUSED)
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise UserError(f"{card.api_key_env}: holds a space, a line break or another sign no key has", REQUEST_REFUSED)
     yield Endpoint((card.base_url, *card.replicas), card.model, identity_of(card, serve), key)

@@ -17,14 +17,15 @@ from anamnesis.wire import Call
 
 MILLION = 1e6
 TURN_TOKENS = 32  # of a chat template around one message, generously
+BYTES_A_TOKEN = 3  # of a prompt, few enough for most languages
 REPLY_TOKENS = 16  # a completion's max_tokens where a request names none (the API's own default)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Requests, tokens (prompt and completion) and US dollars; a model without a price adds none."""
+    """Calls (a sample each), tokens (prompt and completion) and US dollars; a model without a price adds none."""
 
-    requests: int = 0
+    requests: int = 0  # as `budget` calls them
     tokens: int = 0
     usd: float = 0.0
 
@@ -52,11 +53,19 @@ def prompt_bound(request: Mapping[str, Any]) -> int:
     return TURN_TOKENS * (1 + len(contents)) + sum(len(text.encode("utf-8", "surrogatepass")) for text in contents)
 
 
+def expected_tokens(calls: Iterable[Call]) -> int:
+    """About what an account's limit counts for one request: its prompt at BYTES_A_TOKEN, and all of `max_tokens`."""
+    some = list(calls)
+    prompt = some[0].request.get("prompt")
+    tokens = len(prompt) if isinstance(prompt, list) else prompt_bound(some[0].request) // BYTES_A_TOKEN
+    return tokens + sum(call.request.get("max_tokens") or REPLY_TOKENS for call in some)
+
+
 def bound(calls: Iterable[Call], price: Price | None) -> Cost:
     """The most that one request for samples of one prompt can cost."""
     some = list(calls)
     completion = sum(call.request.get("max_tokens") or REPLY_TOKENS for call in some)
-    return cost_of(price, prompt_bound(some[0].request), completion)
+    return cost_of(price, prompt_bound(some[0].request), completion, len(some))
 
 
 def spent(ledger: Ledger, prices: Mapping[str, Price], names: Mapping[str, str]) -> Cost:
@@ -112,9 +121,9 @@ class Purse:
         self.run += real
         self._changed.set()
 
-    def price_of(self, prompt_tokens: int, completion_tokens: int) -> Cost:
-        """The cost of one reply of this model."""
-        return cost_of(self.price, prompt_tokens, completion_tokens)
+    def price_of(self, prompt_tokens: int, completion_tokens: int, calls: int = 1) -> Cost:
+        """The cost of one reply of this model, to so many calls."""
+        return cost_of(self.price, prompt_tokens, completion_tokens, calls)
 
     def _over(self, wanted: Cost) -> str:
         """The line that says which cap one more request could pass; empty where it fits."""
@@ -127,8 +136,10 @@ class Purse:
         }
         for name, (cap, now, then, form) in caps.items():
             if cap is not None and then > cap:
+                held = getattr(self._held, name)
+                waiting = f", {form.format(held)} under way" if held else ""
                 return (
-                    f"budget.{name}: {form.format(now)} of {cap:g} is spent and the next request may pass it; "
+                    f"budget.{name}: {form.format(now)} of {cap:g} is spent{waiting} and the next request may pass it; "
                     "answered calls are kept: raise the cap and rerun"
                 )
         return ""

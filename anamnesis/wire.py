@@ -5,23 +5,28 @@
 """
 
 import email.utils
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import httpx
 import openai
 
 from anamnesis.errors import REQUEST_REFUSED, UserError
 from anamnesis.ledger import Answer, key_of
 
 PASSING = frozenset({408, 409, 425, 429, *range(500, 600)})
-OVERLOADED = frozenset({429, 503, 529})
-BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, TOO_MANY = 400, 401, 403, 404, 429
+REFUSED = frozenset({401, 402, 403})  # 402: several providers' word for an account that is empty
+BAD_REQUEST, NOT_FOUND, TOO_MANY, SERVER_ERROR = 400, 404, 429, 500
+UNKNOWN_MODEL = re.compile(
+    r"\bmodel\b.*\b(not found|not exist|unknown|not a valid|not valid)\b|\b(unknown|invalid|no such) model\b",
+    re.IGNORECASE,
+)
 NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 DIGITS = tuple("12345")
 SAID_CHARACTERS = 200
+UNREACHABLE = "connection failed"
 LEAST_KEY = 8  # characters; what is shorter is no key but a word (`none`)
 
 
@@ -111,28 +116,33 @@ async def send(client: openai.AsyncOpenAI, model: str, calls: Sequence[Call]) ->
     except openai.APIStatusError as error:
         raise _judged(error, model, client) from error
     except openai.APITimeoutError as error:
+        if type(error.__cause__).__name__ == "ConnectTimeout":
+            raise Passing(UNREACHABLE, unreachable=True) from error
         raise Passing("timed out", overload=True, paid=True) from error
     except openai.APIConnectionError as error:
-        unreachable = isinstance(error.__cause__, httpx.ConnectError)
-        raise Passing("connection failed", unreachable=unreachable, paid=not unreachable) from error
+        unreachable = type(error.__cause__).__name__ == "ConnectError"  # of whichever httpx openai is built on
+        raise Passing(UNREACHABLE, unreachable=unreachable, paid=not unreachable) from error
     except (openai.OpenAIError, ValueError) as error:
         raise Passing("unreadable reply", paid=True) from error
     return read(body, kind, len(calls))
 
 
 def read(body: Any, kind: str, count: int) -> list[Answer]:
-    """The answers in a reply, in the order of their index. Raises `Passing` where it is not what was asked for."""
+    """The answers in a reply, in the order of their index: `count` of them, or fewer where the server ignores `n`.
+
+    Raises `Passing` where it is not what was asked for.
+    """
     try:
         choices = sorted(body.choices, key=lambda choice: choice.index)
-        if len(choices) != count:
+        if not 1 <= len(choices) <= count:
             raise Passing("wrong number of choices", paid=True)
         read_one = _read_chat if kind == "chat" else _read_completion
-        prompt_tokens = body.usage.prompt_tokens if body.usage else 0
-        completion_tokens = body.usage.completion_tokens if body.usage else 0
+        prompt_tokens = (body.usage and body.usage.prompt_tokens) or 0
+        completion_tokens = (body.usage and body.usage.completion_tokens) or 0
         answers = []
         for place, choice in enumerate(choices):
-            # Usage comes for a reply as a whole: its first answer carries the prompt, the others are counted evenly.
-            share = completion_tokens // count + (place < completion_tokens % count)
+            # Usage comes for a reply as a whole: the first answer carries the prompt, completions are shared evenly.
+            share = completion_tokens // len(choices) + (place < completion_tokens % len(choices))
             answers.append(read_one(choice, 0 if place else prompt_tokens, share))
     except (ValueError, AttributeError, IndexError, KeyError, TypeError) as error:
         raise Passing("unreadable reply", paid=True) from error
@@ -143,10 +153,15 @@ def read(body: Any, kind: str, count: int) -> list[Answer]:
     return answers
 
 
+def _whole(text: str | None) -> str | None:
+    """A text without halves of characters (lone surrogates), which no file could hold."""
+    return text and text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _read_chat(choice: Any, prompt_tokens: int, completion_tokens: int) -> Answer:
     logprobs = choice.logprobs.content if choice.logprobs else None
     return Answer(
-        text=choice.message.content,
+        text=_whole(choice.message.content),
         finish_reason=choice.finish_reason,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
@@ -158,7 +173,7 @@ def _read_chat(choice: Any, prompt_tokens: int, completion_tokens: int) -> Answe
 def _read_completion(choice: Any, prompt_tokens: int, completion_tokens: int) -> Answer:
     top = choice.logprobs.top_logprobs if choice.logprobs else None
     return Answer(
-        text=choice.text,
+        text=_whole(choice.text),
         finish_reason=choice.finish_reason,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
@@ -181,9 +196,10 @@ def _judged(error: openai.APIStatusError, model: str, client: openai.AsyncOpenAI
             f"model {model} at {base_url}: HTTP {status}: {said}; answered calls are kept", REQUEST_REFUSED
         )
     if status in PASSING:
-        return Passing(f"HTTP {status}", retry_after(error.response.headers), overload=status in OVERLOADED)
-    unknown_model = status == NOT_FOUND and (code == "model_not_found" or "model" in said.lower())
-    if status in (UNAUTHORIZED, FORBIDDEN) or unknown_model:
+        overload = status == TOO_MANY or status >= SERVER_ERROR
+        return Passing(f"HTTP {status}", retry_after(error.response.headers), overload=overload)
+    unknown = status in (BAD_REQUEST, NOT_FOUND) and (code == "model_not_found" or UNKNOWN_MODEL.search(said))
+    if status in REFUSED or unknown:
         return UserError(f"model {model} at {base_url}: HTTP {status}: {said}", REQUEST_REFUSED)
     return Final(f"HTTP {status}: {said}")
 

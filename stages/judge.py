@@ -78,7 +78,7 @@ def vote_justify(client: Client, calls: list[Call]) -> list[tuple[Vote, int]]:
     tokens = [tokens_of(outcome) for outcome in outcomes]
     again = [i for i, vote in enumerate(votes) if vote.score is None and outcomes[i].answer is not None]
     reasked = [judging.reask_call(calls[i], outcomes[i]) for i in again]
-    for i, outcome in zip(again, client.ask(reasked, f"judge {name}, asked again"), strict=True):
+    for i, outcome in zip(again, client.ask(reasked, f"judge {name}, asked again", essential=False), strict=True):
         second = judging.vote_justify(outcome.answer, outcome.reason, "reask")
         votes[i] = Vote(second.score, second.parse, votes[i].justification, second.reason)
         tokens[i] += tokens_of(outcome)

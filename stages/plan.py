@@ -9,8 +9,9 @@ will not ask them again.
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +19,31 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
+from anamnesis import judging, probing, records
 from anamnesis import params as settings
-from anamnesis import probing, records
 from anamnesis.cards import load_card
-from anamnesis.client import Client, identities
+from anamnesis.client import Client
 from anamnesis.errors import UserError, run
-from anamnesis.judging import EXPECTED_TOKENS
 from anamnesis.ledger import Answer, Ledger
-from anamnesis.params import Params, share
-from anamnesis.planning import Line, Range, forecast, total
+from anamnesis.params import Params, RateLimit, share
+from anamnesis.planning import Line, Range, Terms, forecast, total
 from anamnesis.responding import respond_call, response_row
-from anamnesis.server import identity_of
-from anamnesis.spending import spent
+from anamnesis.server import identities, identity_of
+from anamnesis.spending import prompt_bound, spent
 from anamnesis.wire import Call, Outcome
 from stages import judge, probe, respond
 
-NONE = Range(0, 0)
-JUSTIFY_CALLS = 2  # a reply without a readable last line is asked for once more
 RUBRIC_TOKENS = 600  # of the judge's prompt around instruction and response, at most
+
+
+@dataclass(frozen=True)
+class Found:
+    """Calls, the ledger's answer to each (None: to be asked), their keys, and how long each answer took."""
+
+    calls: Sequence[Call]
+    keys: Sequence[str]
+    answers: Sequence[Answer | None]
+    latencies: dict[str, float | None]
 
 
 class Planner:
@@ -44,111 +52,114 @@ class Planner:
     def __init__(self, params: Params, ledger: Ledger, pilot: int):
         self.params, self._ledger, self._pilot = params, ledger, pilot
         self.lines: list[Line] = []
+        self._piloted: Counter[str] = Counter()  # calls asked, by stage and model
 
-    def _look(self, model: str, calls: Sequence[Call], label: str) -> list[Answer | None]:
+    def _look(self, model: str, calls: Sequence[Call], label: str) -> Found:
         """The ledger's answer to each call; a pilot asks the first few that it lacks."""
         directory = Path("models/pretrained") / model
-        identity = identity_of(load_card(directory), self.params.serve)
+        card = load_card(directory)
+        identity = identity_of(card, self.params.serve)
         keys = [call.key(identity) for call in calls]
         known = self._ledger.known(keys)
-        missing = [call for key, call in zip(keys, calls, strict=True) if key not in known][: self._pilot]
+        missing = [call for key, call in zip(keys, calls, strict=True) if key not in known]
+        missing = missing[: self._pilot - self._piloted[label]]
+        self._piloted[label] += len(missing)
+        if missing and card.mode == "batch":
+            raise UserError(f"--pilot: models.{model} answers in batches, within a day; plan without a pilot")
         if missing:
             with Client(directory, self.params, self._ledger) as client:
                 client.ask(missing, f"pilot: {label}")
         found = self._ledger.timed(keys)
-        self._latencies = {key: latency for key, (_, latency) in found.items()}
-        self._keys = keys
-        return [found[key][0] if key in found else None for key in keys]
+        answers = [found[key][0] if key in found else None for key in keys]
+        return Found(calls, keys, answers, {key: latency for key, (_, latency) in found.items()})
 
-    def _add(
-        self,
-        stage: str,
-        model: str,
-        calls: Sequence[Call],
-        answers: Sequence[Answer | None],
-        more: Range,
-        out: int,
-        into: int,
-    ) -> None:
-        """Add a stage's line. `out` and `into`: completion and prompt tokens a call, at most."""
-        pairs = list(zip(self._keys, answers, strict=True))
-        answered = [(answer, self._latencies[key]) for key, answer in dict(pairs).items() if answer]
-        open_calls = {key: call for key, call, answer in zip(self._keys, calls, answers, strict=True) if not answer}
-        places = self.params.requests.concurrency * max(1, len(self.params.models[model].base_urls))
-        price = self.params.prices.get(model)
-        self.lines.append(forecast(stage, model, answered, list(open_calls.values()), more, out, into, places, price))
+    def _add(self, stage: str, model: str, found: Found, more: Range, most_in: int, most_out: int) -> None:
+        """Add a stage's line: what `found` lacks, and so many calls more."""
+        by_key = dict(zip(found.keys, zip(found.calls, found.answers, strict=True), strict=True))
+        answered = [(answer, found.latencies[key]) for key, (_, answer) in by_key.items() if answer]
+        to_come = [call for call, answer in by_key.values() if not answer]
+        entry, requests = self.params.models[model], self.params.requests
+        terms = Terms(
+            price=self.params.prices.get(model),
+            limit=requests.limits.get(model) or RateLimit(),
+            places=requests.concurrency * max(1, len(entry.base_urls)),
+            samples=entry.samples_per_request if stage == "respond" else 1,
+        )
+        self.lines.append(forecast(stage, model, answered, to_come, more, most_in, most_out, terms))
 
-    def probe(self) -> tuple[pa.Table, int]:
-        """The instructions that the ledger gives, and how many are still to come."""
-        settings_of, prefix = self.params.probe, probe.prefix_of(self.params)
+    def probe(self) -> pa.Table:
+        """The instructions that the ledger gives."""
+        wanted, prefix = self.params.probe, probe.prefix_of(self.params)
         calls: list[Call] = []
         samples: list[probing.Sample] = []
-        answers: list[Answer | None] = []
-        while wave := probing.next_wave(samples, settings_of):
-            calls += [probing.probe_call(prefix, settings_of, self.params.seed, len(calls) + i) for i in range(wave)]
-            answers = self._look(self.params.target, calls, "probe")
-            answered = [Outcome(answer) for answer in answers if answer]
-            samples = probing.classify(answered, settings_of)
+        found = Found([], [], [], {})
+        while wave := probing.next_wave(samples, wanted):
+            calls += [probing.probe_call(prefix, wanted, self.params.seed, len(calls) + i) for i in range(wave)]
+            found = self._look(self.params.target, calls, "probe")
+            answered = [Outcome(answer) for answer in found.answers if answer]
+            samples = probing.classify(answered, wanted)
             if len(answered) < len(calls):
                 break
-        good = sum(sample.status == "ok" for sample in samples)
-        missing = settings_of.instructions - good
-        open_calls = sum(answer is None for answer in answers)
-        most = settings_of.max_requests - len(calls)
-        least = max(0, missing - open_calls)
-        self._add(
-            "probe", self.params.target, calls, answers, Range(min(least, most), most) if missing > 0 else NONE,
-            settings_of.max_tokens, len(prefix.ids),
-        )  # fmt: skip
-        rows = [asdict(sample) for sample in samples]
-        return pa.Table.from_pylist(rows, records.INSTRUCTIONS), max(0, missing)
+        missing = wanted.instructions - sum(sample.status == "ok" for sample in samples)
+        more = Range(0, 0)
+        if missing > 0:
+            most = wanted.max_requests - len(calls)
+            more = Range(min(most, max(0, missing - found.answers.count(None))), most)
+        self._add("probe", self.params.target, found, more, len(prefix.ids), wanted.max_tokens)
+        return pa.Table.from_pylist([asdict(sample) for sample in samples], records.INSTRUCTIONS)
 
-    def respond(self, member: str, instructions: pa.Table, missing: int) -> list[dict[str, Any]]:
+    def respond(self, member: str, instructions: pa.Table) -> list[dict[str, Any]]:
         """Rows of the responses that the ledger gives."""
-        sampling, seed = self.params.committee[member].sampling, self.params.seed
+        sampling, goal = self.params.committee[member].sampling, self.params.probe.instructions
         asked = respond.asked_of(self.params, member, instructions)
-        calls = [respond_call(row, sampling, seed, index) for row, index in asked]
-        answers = self._look(member, calls, f"respond {member}")
-        kept_back = share(missing, self.params.select.heldout) if member != self.params.target else 0
-        more = (missing - kept_back) * sampling.samples
-        into = self.params.probe.max_tokens + len((sampling.system or "").encode())
-        self._add("respond", member, calls, answers, Range(more, more), sampling.max_tokens, into)
+        calls = [respond_call(row, sampling, self.params.seed, index) for row, index in asked]
+        found = self._look(member, calls, f"respond {member}")
+        kept_back = 0 if member == self.params.target else share(goal, self.params.select.heldout)
+        more = max(0, (goal - kept_back) * sampling.samples - len(asked))
+        most_in = self.params.probe.max_tokens + prompt_bound({"messages": [{"content": sampling.system}]})
+        self._add("respond", member, found, Range(more, more), most_in, sampling.max_tokens)
         return [
             response_row(row["instruction_id"], member, index, Outcome(answer))
-            for (row, index), answer in zip(asked, answers, strict=True)
+            for (row, index), answer in zip(asked, found.answers, strict=True)
             if answer
         ]
 
     def judge(self, name: str, instructions: pa.Table, responses: list[dict[str, Any]], to_come: Range) -> None:
-        """The line of one judge; `to_come`: responses that it will read besides those in the ledger."""
+        """The lines of one judge; `to_come`: responses that it will read besides those in the ledger."""
         judged = judge.judged_of(self.params, instructions, responses)
         calls = judge.calls_of(self.params, load_card(Path("models/pretrained") / name), judged)
-        answers = self._look(name, calls, f"judge {name}")
-        settings_of = self.params.judges[name]
-        justify = settings_of.mode == "justify"
-        open_calls = len({key for key, answer in zip(self._keys, answers, strict=True) if not answer})
-        again = open_calls + to_come.high if justify else 0.0
-        answer_tokens = max(member.sampling.max_tokens for member in self.params.committee.values())
+        found = self._look(name, calls, f"judge {name}")
+        settings_of_judge = self.params.judges[name]
+        justify = settings_of_judge.mode == "justify"
+        most_out = settings_of_judge.max_tokens if justify else judging.EXPECTED_TOKENS
+        longest = max(member.sampling.max_tokens for member in self.params.committee.values())
+        most_in = prompt_bound(calls[0].request) if calls else RUBRIC_TOKENS + self.params.probe.max_tokens + longest
+        self._add("judge", name, found, to_come, most_in, most_out)
+        if not justify:
+            return
+        unread = [
+            judging.reask_call(call, Outcome(answer))
+            for call, answer in zip(calls, found.answers, strict=True)
+            if answer and judging.vote_justify(answer, None, "strict").score is None
+        ]
+        open_calls = len({key for key, answer in zip(found.keys, found.answers, strict=True) if not answer})
+        again = self._look(name, unread, f"judge {name}, asked again")
         self._add(
-            "judge", name, calls, answers, Range(to_come.low, to_come.high + again),
-            settings_of.max_tokens if justify else EXPECTED_TOKENS,
-            RUBRIC_TOKENS + self.params.probe.max_tokens + answer_tokens,
-        )  # fmt: skip
+            "ask again", name, again, Range(0, open_calls + to_come.high), most_in + most_out, judging.REASK_TOKENS
+        )
 
     def run(self) -> None:
         """Fill `lines`."""
-        instructions, missing = self.probe()
+        instructions = self.probe()
         responses: list[dict[str, Any]] = []
-        expected = NONE
+        expected = Range(0, 0)
         for member in self.params.members():
-            rows = self.respond(member, instructions, missing)
+            rows = self.respond(member, instructions)
             responses += rows
-            line = self.lines[-1]
+            to_ask = self.lines[-1].to_ask
             complete = sum(row["status"] == "ok" for row in rows) / len(rows) if rows else 0.0
-            share_judged = 1.0
-            if member == self.params.target:  # held-out instructions are answered by it and not judged
-                share_judged = 1 - self.params.select.heldout
-            expected += Range(line.to_ask.low * complete * share_judged, line.to_ask.high * share_judged)
+            judged = 1.0 - (self.params.select.heldout if member == self.params.target else 0.0)  # its own are not
+            expected += Range(to_ask.low * complete * judged, to_ask.high * judged)
         for name in self.params.enabled_judges():
             self.judge(name, instructions, responses, expected)
 

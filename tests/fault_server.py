@@ -53,6 +53,7 @@ class BatchPlan:
     polls: int = 1
     ends: str = "completed"
     fate: Callable[[dict[str, Any]], str] = lambda body: "ok"  # or error, or missing
+    room: int = 1000  # batches in progress at once; one more fails
     lost_creates: int = 0  # how many replies to create are lost, the batch being there
     page: int = 100  # batches a page of the list, at most
     created: list[dict[str, Any]] = field(default_factory=list)
@@ -75,6 +76,7 @@ class FaultServer:
     most_faults: int = 3
     refused: float = 0.0
     cut: float = 0.0
+    ignores_n: bool = False  # one choice, whatever `n` is
     slow_start: int = 0  # requests that get a 503 first
     dies_after: int | None = None  # served requests
     back_after_s: float | None = None
@@ -231,7 +233,11 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_POST(self) -> None:
-        raw = self.rfile.read(int(self.headers["content-length"]))
+        length = int(self.headers["content-length"])
+        raw = self.rfile.read(length)
+        if len(raw) < length:  # the client died while it wrote
+            self.close_connection = True
+            return
         match urlsplit(self.path).path:
             case "/v1/files":
                 self._file(raw)
@@ -280,6 +286,9 @@ class _Handler(BaseHTTPRequestHandler):
                 "id": f"batch-{len(told.batch.created)}", "object": "batch", "created_at": int(time.time()),
                 "status": "in_progress", "errors": None, "output_file_id": None, "error_file_id": None,
             }  # fmt: skip
+            if sum(one["status"] == "in_progress" for one in told.batch.created) >= told.batch.room:
+                full = {"code": "token_limit_exceeded", "message": "Enqueued token limit reached.", "line": None}
+                batch |= {"status": "failed", "errors": {"object": "list", "data": [full | {"param": None}]}}
             told.batch.created.append(batch)
             lost = len(told.batch.created) <= told.batch.lost_creates
         if lost:
@@ -303,7 +312,7 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(told.delay_s)
             bad = (503, {}, error_body("starting")) if slow else told.fault(body, tries)
             kind = "" if bad else told.drawn(key, tries)
-            reply = reply_to(body, path)
+            reply = reply_to(body | {"n": 1} if told.ignores_n and "n" in body else body, path)
             if told.always("cut", key, told.cut):
                 reply["choices"] = [choice | {"finish_reason": "length"} for choice in reply["choices"]]
             if told.always("refused", key, told.refused):

@@ -89,6 +89,16 @@ def test_a_refused_file_ends_the_stage_and_can_be_submitted_again() -> None:
         assert submitted(server) == [10, 10]
 
 
+def test_batches_that_do_not_fit_into_the_queue_wait_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "MOST_REQUESTS", 10)
+    with fault_server(FaultServer(batch=BatchPlan(polls=3, room=1))) as server:
+        assert all(outcome.answer for outcome in ask_by_batch(server, 30))
+        status = Counter(one["status"] for one in server.batch.created)
+        assert set(server.served.values()) == {1}
+    assert status["completed"] == 3
+    assert status["failed"] > 0
+
+
 def crash(*_: Any) -> Any:
     raise KeyboardInterrupt
 
@@ -209,3 +219,18 @@ def test_a_run_waits_for_no_batch_of_other_calls(monkeypatch: pytest.MonkeyPatch
         assert submitted(server) == [3, 3]
     log = [json.loads(line) for line in Path("logs/requests.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [event["event"] for event in log] == ["start", "end"] * 2
+
+
+def test_what_waits_in_a_batch_is_not_asked_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be paid twice, unless somebody says so."""
+    with fault_server(FaultServer(batch=BatchPlan(polls=2))) as server:
+        with monkeypatch.context() as broken:
+            broken.setattr(batch, "_wait", crash)
+            with pytest.raises(KeyboardInterrupt):
+                ask_by_batch(server, 10)
+        with pytest.raises(UserError, match="10 of the calls wait in batch batch-0"):
+            ask(server, made_calls(12))
+        assert not server.tried
+        with Ledger("l.sqlite") as ledger:
+            assert ledger.prune_batches("endpoint:fake#fake") == 1
+        assert all(outcome.answer for outcome in ask(server, made_calls(12)))

@@ -48,7 +48,7 @@ EXPECTED = [  # (path of the key, its value, words the line must hold)
     ("prices.ghost", {"input": 1, "output": 1}, ["prices.ghost", "no such entry under models"]),
     ("prices.smollm2", {"input": 1}, ["prices.smollm2.output", "missing"]),
     ("requests.limits.ghost", {}, ["requests.limits.ghost", "no such entry under models"]),
-    ("budget.usd", 5, ["budget.usd", "no model has a price"]),
+    ("models.gpt-4", {"base_url": "http://a:b/v1", "model": "x"}, ["models.gpt-4.base_url", "'http://a:b/v1'"]),
     ("budget.tokens", -1, ["budget.tokens"]),
     ("committee.ghost", {}, ["committee.ghost", "no such entry under models"]),
     ("judges.qwen-coder.mode", "guess", ["judges.qwen-coder.mode", "expected"]),

@@ -24,9 +24,12 @@ from anamnesis.errors import UserError
 T = TypeVar("T")
 KEY_VERSION = 1  # part of every key: a change of the encoding can't meet an old row by accident
 SCHEMA_VERSION = 2
+PATIENCE_S = 60.0  # with another process that writes
+PRUNED_AT_ONCE = 10_000  # so that a stage beside it need not wait long
 AT_ONCE = 500  # keys a look-up, far below SQLite's limit of bound values
 REMOTE = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "lustre", "gpfs", "beegfs", "fuse.sshfs", "fuse.glusterfs"}
+    "nfs nfs4 cifs smb2 smb3 smbfs afs ceph lustre gpfs beegfs wekafs panfs pvfs2 davfs fuse.sshfs fuse.glusterfs "
+    "fuse.juicefs fuse.s3fs fuse.gcsfuse fuse.rclone fuse.davfs2".split()
 )
 MOUNTS = Path("/proc/self/mountinfo")
 
@@ -132,7 +135,7 @@ class Ledger:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             new = not self.path.exists()
-            self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            self._db = sqlite3.connect(self.path, timeout=PATIENCE_S, isolation_level=None)
             if new:
                 self.path.chmod(0o600)  # prompts and answers are nobody else's business
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -228,7 +231,7 @@ class Ledger:
                     self._db.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
-            raise UserError(f"ledger {self.path}: {error}; free the disk or set ANAMNESIS_LEDGER, then rerun") from None
+            raise UserError(self._line(error, "free the disk or set ANAMNESIS_LEDGER, then rerun")) from None
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Read rows. Raises `UserError` where the file can't be read."""
@@ -240,7 +243,12 @@ class Ledger:
         try:
             yield
         except sqlite3.Error as error:
-            raise UserError(f"ledger {self.path}: {error}; `python -m anamnesis.ledger verify` checks it") from None
+            raise UserError(self._line(error, "`python -m anamnesis.ledger verify` checks it")) from None
+
+    def _line(self, error: sqlite3.Error, advice: str) -> str:
+        if error.sqlite_errorname.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            advice = f"another process has held it for {PATIENCE_S:.0f} s; rerun when it is done"
+        return f"ledger {self.path}: {error}; {advice}"
 
     def _row(self, record: Record) -> tuple[Any, ...]:
         answer = record.answer
@@ -304,13 +312,28 @@ class Ledger:
 
     def prune(self, model: str) -> int:
         """Delete the answers of one model identity and give their space back; returns how many there were."""
+        gone, more = 0, True
+        while more:
+            with self.transaction() as db:
+                deleted = db.execute(
+                    "DELETE FROM answers WHERE rowid IN (SELECT answers.rowid FROM answers JOIN models USING (model_id)"
+                    " WHERE identity = ? LIMIT ?)",
+                    (model, PRUNED_AT_ONCE),
+                ).rowcount
+                more = deleted == PRUNED_AT_ONCE
+                if not more:
+                    db.execute("DELETE FROM models WHERE identity = ?", (model,))
+            gone += deleted
+        with self._reading():
+            self._db.execute("VACUUM")
+        return gone
+
+    def prune_batches(self, model: str) -> int:
+        """Forget a model identity's open batches, so that their calls may be asked again; returns how many."""
         with self.transaction() as db:
-            gone = db.execute(
-                "DELETE FROM answers WHERE model_id = (SELECT model_id FROM models WHERE identity = ?)", (model,)
+            return db.execute(
+                "UPDATE batches SET collected = 1 WHERE identity = ? AND NOT collected", (model,)
             ).rowcount
-            db.execute("DELETE FROM models WHERE identity = ?", (model,))
-        self._db.execute("VACUUM")
-        return int(gone)
 
     def __len__(self) -> int:
         return int(self.execute("SELECT COUNT(*) FROM answers")[0][0])

@@ -1,4 +1,5 @@
-"""Look after the ledger: python -m anamnesis.ledger stats | verify | export FILE | import FILE | prune MODEL.
+"""Look after the ledger: python -m anamnesis.ledger stats | verify | export FILE | import FILE | prune MODEL |
+prune-batches MODEL.
 
 The file is `.ledger/ledger.sqlite` or what ANAMNESIS_LEDGER names. Every command is safe beside a running stage.
 """
@@ -32,11 +33,11 @@ EXPORTED = pa.schema(
 
 def names() -> dict[str, str]:
     """Keys under models in params.yaml by identity, of the models that are materialised here."""
-    from anamnesis import client
     from anamnesis import params as settings
+    from anamnesis import server
 
     try:
-        return client.identities(settings.load())
+        return server.identities(settings.load())
     except UserError:
         return {}  # away from a project's root the ledger is looked after all the same
 
@@ -116,6 +117,12 @@ def prune(ledger: Ledger, model: str) -> None:
     print(f"{model}: {sum(ledger.prune(identity) for identity in found)} calls deleted")
 
 
+def prune_batches(ledger: Ledger, model: str) -> None:
+    """Forget one model's open batches."""
+    found = [identity for identity, key in names().items() if model in (identity, key)] or [model]
+    print(f"{model}: {sum(ledger.prune_batches(identity) for identity in found)} open batches given up")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m anamnesis.ledger", description="Look after the ledger.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -124,6 +131,10 @@ def main() -> None:
     commands.add_parser("export", help="write all calls to a Parquet file").add_argument("file", type=Path)
     commands.add_parser("import", help="take over the calls of an exported file").add_argument("file", type=Path)
     commands.add_parser("prune", help="delete the calls of one model").add_argument("model", help="as stats names it")
+    given_up = commands.add_parser(
+        "prune-batches", help="give up one model's open batches; their calls are asked again"
+    )
+    given_up.add_argument("model", help="as stats names it")
     told = parser.parse_args()
     if told.command != "import" and not default_path().exists():
         raise UserError(f"ledger {default_path()}: not found; run from the project's root or set ANAMNESIS_LEDGER")
@@ -139,6 +150,8 @@ def main() -> None:
                 import_from(ledger, told.file)
             case "prune":
                 prune(ledger, told.model)
+            case "prune-batches":
+                prune_batches(ledger, told.model)
 
 
 if __name__ == "__main__":
