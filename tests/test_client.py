@@ -267,7 +267,7 @@ def test_fewer_in_flight_after_a_burst_of_429_and_later_all_again() -> None:
     assert all(outcome.answer for outcome in outcomes)
     in_flight = [arrival.in_flight for arrival in server.arrivals]
     assert max(in_flight[:ceiling]) == ceiling
-    assert max(in_flight[ceiling : ceiling + 8]) <= ceiling // 2
+    assert max(in_flight[ceiling : ceiling + 24]) <= 10  # half, and one more for each of the first two rounds
     assert ceiling // 2 < max(in_flight[-100:]) <= ceiling
     assert server.most_in_flight == ceiling
 
