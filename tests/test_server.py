@@ -79,7 +79,8 @@ def test_vllms_own_errors_are_one_line(
 
 
 STAGE = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born deaf to Ctrl-C
 sys.path.insert(0, {root!r})
 from anamnesis import server
 from anamnesis.errors import run
@@ -107,12 +108,16 @@ def test_the_server_ends_with_its_stage(sent: signal.Signals, smollm2_dir: Path,
     stage = subprocess.Popen(
         [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
-    assert stage.stdout
-    assert stage.stdout.readline() == "ready\n"
-    os.kill(stage.pid, sent)  # the stage alone: nobody tells the server
-    code_of_stage = stage.wait(60)
-    assert code_of_stage == (-signal.SIGKILL if sent == signal.SIGKILL else 130)
-    deadline = time.monotonic() + 60
-    while _alive(stage.pid) and time.monotonic() < deadline:  # vLLM's processes are in the stage's group
-        time.sleep(0.2)
-    assert not _alive(stage.pid)
+    try:
+        assert stage.stdout
+        assert stage.stdout.readline() == "ready\n"
+        os.kill(stage.pid, sent)  # the stage alone: nobody tells the server
+        code_of_stage = stage.wait(60)
+        assert code_of_stage == (-signal.SIGKILL if sent == signal.SIGKILL else 130)
+        deadline = time.monotonic() + 60
+        while _alive(stage.pid) and time.monotonic() < deadline:  # vLLM's processes are in the stage's group
+            time.sleep(0.2)
+        assert not _alive(stage.pid)
+    finally:
+        if _alive(stage.pid):
+            os.killpg(stage.pid, signal.SIGKILL)
