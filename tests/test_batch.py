@@ -103,6 +103,14 @@ def crash(*_: Any) -> Any:
     raise KeyboardInterrupt
 
 
+def die_at(step: str, server: FaultServer, count: int) -> None:
+    """A run that ends at one of the module's functions."""
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr(batch, step, crash)
+        with pytest.raises(KeyboardInterrupt):
+            ask_by_batch(server, count)
+
+
 @pytest.mark.parametrize("moment", ["before the note", "reply lost", "while it waits"])
 def test_whatever_dies_a_batch_is_submitted_once(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = BatchPlan(polls=2, page=2, lost_creates=1 if moment == "reply lost" else 0)
@@ -123,12 +131,9 @@ def test_whatever_dies_a_batch_is_submitted_once(moment: str, monkeypatch: pytes
         assert set(server.served.values()) == {1}
 
 
-def test_what_a_batch_answered_is_kept_when_less_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_batch_answered_is_kept_when_less_is_wanted() -> None:
     with fault_server(FaultServer(batch=BatchPlan(polls=2))) as server:
-        with monkeypatch.context() as broken:
-            broken.setattr(batch, "_wait", crash)
-            with pytest.raises(KeyboardInterrupt):
-                ask_by_batch(server, 10)
+        die_at("_wait", server, 10)
         assert all(outcome.answer for outcome in ask_by_batch(server, 4))
         assert answered() == 10
         assert all(outcome.answer for outcome in ask_by_batch(server, 12))
@@ -189,13 +194,10 @@ def test_two_runs_with_the_same_calls_submit_them_once(monkeypatch: pytest.Monke
     assert not any("batch" in text for text in first + second)
 
 
-def test_two_reruns_after_a_crash_submit_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_reruns_after_a_crash_submit_once() -> None:
     """Both find the batch of a run that died before it could submit it."""
     with fault_server(FaultServer(batch=BatchPlan(polls=5))) as server:
-        with monkeypatch.context() as broken:
-            broken.setattr(batch, "_submit", crash)
-            with pytest.raises(KeyboardInterrupt):
-                ask_by_batch(server, 10)
+        die_at("_submit", server, 10)
         with Ledger("l.sqlite") as ledger, ledger.transaction() as db:
             db.execute("UPDATE batches SET owner = replace(owner, ':', ':9999')")  # that process is gone
         first, second = _together((0, 10, True), (0, 10, True))
@@ -206,10 +208,7 @@ def test_two_reruns_after_a_crash_submit_once(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_run_waits_for_no_batch_of_other_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     with fault_server(FaultServer(batch=BatchPlan(polls=2))) as server:
-        with monkeypatch.context() as broken:
-            broken.setattr(batch, "_wait", crash)
-            with pytest.raises(KeyboardInterrupt):
-                ask_by_batch(server, 3)
+        die_at("_wait", server, 3)
         waits: list[float] = []
         wait: Callable[..., None] = batch._wait
         monkeypatch.setattr(batch, "_wait", lambda seconds, meter: (waits.append(seconds), wait(seconds, meter)))
@@ -221,13 +220,10 @@ def test_a_run_waits_for_no_batch_of_other_calls(monkeypatch: pytest.MonkeyPatch
     assert [event["event"] for event in log] == ["start", "end"] * 2
 
 
-def test_what_waits_in_a_batch_is_not_asked_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_waits_in_a_batch_is_not_asked_one_by_one() -> None:
     """It would be paid twice, unless somebody says so."""
     with fault_server(FaultServer(batch=BatchPlan(polls=2))) as server:
-        with monkeypatch.context() as broken:
-            broken.setattr(batch, "_wait", crash)
-            with pytest.raises(KeyboardInterrupt):
-                ask_by_batch(server, 10)
+        die_at("_wait", server, 10)
         with pytest.raises(UserError, match="10 of the calls wait in batch batch-0"):
             ask(server, made_calls(12))
         assert not server.tried
