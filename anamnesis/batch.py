@@ -165,7 +165,10 @@ def ask(
     )
     failures: dict[str, str] = {}
     held: dict[int, Cost] = {}
-    with client, Meter(label, len(todo), lambda: len(todo) - meter.answered - meter.failed, purse.priced) as meter:
+    with (
+        client,
+        Meter(label, len(todo), lambda: len(todo) - meter.answered - meter.failed, purse.price is not None) as meter,
+    ):
         notes.claim(todo, where.model)
         while pending := {one: calls for one in notes.open() if (calls := _common(notes.keys(one), todo))}:
             running, stop = 0, None
@@ -298,8 +301,8 @@ def _collect(
 def _refusal(where: Endpoint, state: Batch) -> str:
     """The line for a batch that the server would not run."""
     errors = state.errors.data if state.errors and state.errors.data else []
-    said = " ".join((errors[0].message or errors[0].code or "").split()) if errors else "no reason given"
-    return f"model {where.model} at {where.base_urls[0]}: batch {state.id} was refused: {said[: wire.SAID_CHARACTERS]}"
+    said = wire.short(errors[0].message or errors[0].code) if errors else "no reason given"
+    return f"model {where.model} at {where.base_urls[0]}: batch {state.id} was refused: {said}"
 
 
 def _entries(client: openai.OpenAI, where: Endpoint, file_id: str | None) -> Iterable[dict[str, Any]]:
@@ -324,7 +327,7 @@ def _read(entry: dict[str, Any], kind: str) -> Any:
     if error:
         raise wire.Final(f"batch: {error.get('message') or error.get('code')}"[: wire.SAID_CHARACTERS])
     if response.get("status_code") != 200:
-        said = " ".join(str((body.get("error") or {}).get("message", "")).split())[: wire.SAID_CHARACTERS]
+        said = wire.short((body.get("error") or {}).get("message"))
         raise wire.Final(f"HTTP {response.get('status_code')}: {said}")
     try:
         parsed = ChatCompletion.model_validate(body) if kind == "chat" else Completion.model_validate(body)

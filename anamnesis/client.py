@@ -241,7 +241,7 @@ class _Run:
         self._meter.failure(len(group), kind)
         if self._known is not None:
             finished = self._known + self._meter.answered + self._meter.failed
-            check_failures(self._where.model, list(self.failures.values()), finished, self._requests)
+            check_failures(self._where.model, self.failures, finished, self._requests)
 
 
 def _connect(base_url: str, key: str, requests: Requests) -> openai.AsyncOpenAI:
@@ -252,17 +252,22 @@ def _connect(base_url: str, key: str, requests: Requests) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=0, http_client=http)
 
 
-def check_failures(model: str, reasons: Sequence[str], finished: int, requests: Requests) -> None:
+def check_failures(model: str, failures: Mapping[str, str], finished: int, requests: Requests) -> None:
     """Raise `UserError` where too many finished calls failed: QUALITY, or MODEL_UNAVAILABLE if nobody answers."""
-    failed = len(reasons)
+    failed = len(failures)
     if failed < BUDGET_FLOOR or failed <= requests.failure_budget * finished:
         return
-    silent = failed == finished and all(reason.startswith(wire.UNREACHABLE) for reason in reasons)
     raise UserError(
         f"model {model}: {failed} of {finished} requests failed, more than requests.failure_budget "
-        f"({requests.failure_budget:.0%}); the last: {reasons[-1]}",
-        MODEL_UNAVAILABLE if silent else QUALITY,
+        f"({requests.failure_budget:.0%}); the last: {list(failures.values())[-1]}",
+        _code_of(failures) if failed == finished else QUALITY,
     )
+
+
+def _code_of(failures: Mapping[str, str]) -> int:
+    """The exit code where every call failed: nobody may have answered at all."""
+    silent = all(reason.startswith(wire.UNREACHABLE) for reason in failures.values())
+    return MODEL_UNAVAILABLE if silent else QUALITY
 
 
 class Client:
@@ -301,13 +306,12 @@ class Client:
         answers = self._ledger.get_many(keys)
         outcomes = [Outcome(answers.get(key), failures.get(key)) for key in keys]
         if finished:
-            reasons = list(failures.values())
-            check_failures(self.card.name, reasons, finished, self._params.requests)  # a batch's are counted here
+            check_failures(self.card.name, failures, finished, self._params.requests)  # a batch's are counted here
             if failures and not answers:
-                silent = all(reason.startswith(wire.UNREACHABLE) for reason in reasons)
+                last = list(failures.values())[-1]
                 raise UserError(
-                    f"model {self.card.name}: none of {finished} requests was answered; the last: {reasons[-1]}",
-                    MODEL_UNAVAILABLE if silent else QUALITY,
+                    f"model {self.card.name}: none of {finished} requests was answered; the last: {last}",
+                    _code_of(failures),
                 )
         return outcomes
 

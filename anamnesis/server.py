@@ -127,10 +127,8 @@ def _last_error(log: Path, start: int = 0) -> str:
     if not telling:
         return (lines or ["(its log is empty)"])[-1][:SHOWN_CHARACTERS]
     found = lines[telling[-1] :]
-    said = (
-        " ".join(found[:2]) if found[0].endswith("Config") else found[0]
-    )  # pydantic gives its reason a line of its own
-    return said[:SHOWN_CHARACTERS]
+    lines_said = 2 if found[0].endswith("Config") else 1  # pydantic gives its reason a line of its own
+    return " ".join(found[:lines_said])[:SHOWN_CHARACTERS]
 
 
 def _ended(process: subprocess.Popen[bytes], log: Path, start: int, name: str) -> str:

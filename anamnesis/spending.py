@@ -53,19 +53,23 @@ def prompt_bound(request: Mapping[str, Any]) -> int:
     return TURN_TOKENS * (1 + len(contents)) + sum(len(text.encode("utf-8", "surrogatepass")) for text in contents)
 
 
+def reply_bound(calls: Iterable[Call]) -> int:
+    """Tokens that the replies to these calls have at most."""
+    return sum(call.request.get("max_tokens") or REPLY_TOKENS for call in calls)
+
+
 def expected_tokens(calls: Iterable[Call]) -> int:
     """About what an account's limit counts for one request: its prompt at BYTES_A_TOKEN, and all of `max_tokens`."""
     some = list(calls)
     prompt = some[0].request.get("prompt")
     tokens = len(prompt) if isinstance(prompt, list) else prompt_bound(some[0].request) // BYTES_A_TOKEN
-    return tokens + sum(call.request.get("max_tokens") or REPLY_TOKENS for call in some)
+    return tokens + reply_bound(some)
 
 
 def bound(calls: Iterable[Call], price: Price | None) -> Cost:
     """The most that one request for samples of one prompt can cost."""
     some = list(calls)
-    completion = sum(call.request.get("max_tokens") or REPLY_TOKENS for call in some)
-    return cost_of(price, prompt_bound(some[0].request), completion, len(some))
+    return cost_of(price, prompt_bound(some[0].request), reply_bound(some), len(some))
 
 
 def spent(ledger: Ledger, prices: Mapping[str, Price], names: Mapping[str, str]) -> Cost:
@@ -82,7 +86,7 @@ class Purse:
 
     def __init__(self, budget: Budget, price: Price | None, before: Cost):
         self._budget, self.price = budget, price
-        self.before, self.run, self._held = before, Cost(), Cost()
+        self._spent, self._held = before, Cost()
         self._changed = asyncio.Event()
 
     async def hold(self, calls: Iterable[Call]) -> Cost:
@@ -97,11 +101,6 @@ class Purse:
             self._changed.clear()
             await self._changed.wait()
         return self.set_aside(wanted)
-
-    @property
-    def priced(self) -> bool:
-        """Whether the model has a price."""
-        return self.price is not None
 
     def check(self, wanted: Cost) -> None:
         """Raise `UserError` (OVER_BUDGET) where so much more does not fit."""
@@ -118,7 +117,7 @@ class Purse:
         self._held -= held
         if not self._held.requests:
             self._held = Cost()  # no rests of rounding
-        self.run += real
+        self._spent += real
         self._changed.set()
 
     def price_of(self, prompt_tokens: int, completion_tokens: int, calls: int = 1) -> Cost:
@@ -127,8 +126,7 @@ class Purse:
 
     def _over(self, wanted: Cost) -> str:
         """The line that says which cap one more request could pass; empty where it fits."""
-        used = self.before + self.run
-        after = used + self._held + wanted
+        used, after = self._spent, self._spent + self._held + wanted
         caps = {
             "usd": (self._budget.usd, used.usd, after.usd, "{:.4f}"),
             "requests": (self._budget.requests, used.requests, after.requests, "{:.0f}"),

@@ -207,8 +207,13 @@ def _judged(error: openai.APIStatusError, model: str, client: openai.AsyncOpenAI
 def message_of(error: openai.APIStatusError, key: str) -> str:
     """What the server said, in one short line; an API key that it repeats is left out."""
     body = error.body if isinstance(error.body, dict) else {}
-    said = " ".join(str(body.get("message") or error.message).split())
-    return (said.replace(key, "<key>") if len(key) >= LEAST_KEY else said)[:SAID_CHARACTERS]
+    said = str(body.get("message") or error.message)
+    return short(said.replace(key, "<key>") if len(key) >= LEAST_KEY else said)
+
+
+def short(said: object) -> str:
+    """A server's words in one line of SAID_CHARACTERS at most; empty for None."""
+    return " ".join(str(said or "").split())[:SAID_CHARACTERS]
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
