@@ -9,6 +9,7 @@ What ends a stage lets the requests under way finish first, for they are paid fo
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,6 +26,7 @@ from anamnesis.ledger import Answer, Ledger, Record
 from anamnesis.meter import Meter
 from anamnesis.pace import Pool, Replica, Throttle
 from anamnesis.params import Params, RateLimit, Requests
+from anamnesis.progress import say
 from anamnesis.server import Endpoint, endpoint, identities, identity_of
 from anamnesis.spending import Cost, Purse, expected_tokens, spent
 from anamnesis.wire import Call, Outcome
@@ -99,6 +101,10 @@ class _Run:
             before_sleep=self._count_retry,
             reraise=True,
         )
+
+    def in_flight(self) -> int:
+        """Requests at the servers; a place that waits for its rate is none."""
+        return len(self._under_way)
 
     async def ask(self, groups: list[dict[str, Call]], meter: Meter) -> None:
         """Ask every group and store the answers; `failures` has the reasons of those that failed, by key.
@@ -259,7 +265,8 @@ def check_failures(model: str, failures: Mapping[str, str], finished: int, reque
         return
     raise UserError(
         f"model {model}: {failed} of {finished} requests failed, more than requests.failure_budget "
-        f"({requests.failure_budget:.0%}); the last: {list(failures.values())[-1]}",
+        f"({requests.failure_budget:.0%}); the last: {list(failures.values())[-1]}; "
+        "answered calls are kept: mend the cause and rerun",
         _code_of(failures) if failed == finished else QUALITY,
     )
 
@@ -302,7 +309,22 @@ class Client:
         known = self._ledger.known(keys)
         todo = {key: call for key, call in zip(keys, calls, strict=True) if key not in known}
         finished = len(set(keys)) if essential else None
-        failures = self._ask(todo, label, finished and finished - len(todo)) if todo else {}
+        failures: dict[str, str] = {}
+        if todo:
+            with self._ledger.turn(self._identity, label):
+                known = self._ledger.known(keys)  # what another process has asked meanwhile is here by now
+                todo = {key: call for key, call in todo.items() if key not in known}
+                if known:
+                    say(f"{label}: {len(known)} of {len(set(keys))} calls are in the ledger")
+                failures = self._ask(todo, label, finished and finished - len(todo)) if todo else {}
+        elif keys:
+            say(f"{label}: all {len(set(keys))} calls are in the ledger")
+        if failures:
+            kinds = Counter(
+                reason.split(":")[0] for reason in failures.values()
+            )  # what a server says may quote a prompt
+            told = ", ".join(f"{kind} {count}x" for kind, count in kinds.most_common(3))
+            say(f"{label}: {len(failures)} of {len(set(keys))} calls failed: {told}; their rows have the reasons")
         answers = self._ledger.get_many(keys)
         outcomes = [Outcome(answers.get(key), failures.get(key)) for key in keys]
         if finished:
@@ -332,7 +354,7 @@ class Client:
             assert self._endpoint
             throttle = Throttle(params.requests.limits.get(name) or RateLimit())
             asking = _Run(self._endpoint, params.requests, purse, throttle, self._ledger, known)
-            with Meter(label, len(todo), lambda: asking.pool.in_flight, price is not None) as meter:
+            with Meter(label, len(todo), asking.in_flight, price is not None) as meter:
                 await asking.ask(wire.grouped(todo, self.card.samples_per_request), meter)
             return asking.failures
 

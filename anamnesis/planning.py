@@ -91,7 +91,8 @@ def forecast(
         if terms.limit.requests_per_minute:
             slowest.append(to_ask * (60 / terms.samples / terms.limit.requests_per_minute))
         if terms.limit.tokens_per_minute:
-            slowest.append((tokens_in + tokens_out) * (60 / terms.limit.tokens_per_minute))
+            charged = tokens_in + to_ask * most_out  # a limit counts what a request may take
+            slowest.append(charged * (60 / terms.limit.tokens_per_minute))
         hours = Range(max(one.low for one in slowest), max(one.high for one in slowest)) * (1 / 3600)
     price = terms.price
     usd = tokens_in * (price.input / MILLION) + tokens_out * (price.output / MILLION) if price else None

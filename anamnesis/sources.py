@@ -283,6 +283,32 @@ def _write_card(card: Card, folder: Path) -> None:
     (folder / CARD).write_text(text, encoding="utf-8")
 
 
+def card_of(name: str, model: Model, weights: str | None, pinned: str | None) -> Card:
+    """The card of a model: an endpoint's comes from params alone, a local one's needs the identity of its weights."""
+    if not model.enabled:
+        kind, identity = "disabled", "disabled"
+    elif model.base_urls:
+        kind, identity = "endpoint", f"endpoint:{model.base_urls[0].rstrip('/')}#{model.model}"
+    else:
+        kind, identity = "local", str(weights)
+    return Card(
+        name=name,
+        kind=kind,  # type: ignore[arg-type]
+        identity=identity,
+        weights=weights,
+        uri=model.uri,
+        sha256=pinned,
+        licence=model.licence,
+        base_url=model.base_urls[0] if model.base_urls else None,
+        replicas=model.base_urls[1:],
+        model=model.model,
+        mode=model.mode,
+        samples_per_request=model.samples_per_request,
+        api_key_env=model.api_key_env,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
 def materialise(name: str, model: Model, target_dir: Path) -> None:
     """Make the directory of one model: weights where it has a `uri`, and `model.json` in any case; asks no endpoint.
 
@@ -298,28 +324,7 @@ def materialise(name: str, model: Model, target_dir: Path) -> None:
         if model.enabled and model.uri is not None:
             pinned = _bring_weights(name, model, partial)
             weights = weights_identity(partial)
-        if not model.enabled:
-            kind, identity = "disabled", "disabled"
-        elif model.base_url:
-            kind, identity = "endpoint", f"endpoint:{model.base_urls[0].rstrip('/')}#{model.model}"
-        else:
-            kind, identity = "local", str(weights)
-        card = Card(
-            name=name,
-            kind=kind,  # type: ignore[arg-type]
-            identity=identity,
-            weights=weights,
-            uri=model.uri,
-            sha256=pinned,
-            licence=model.licence,
-            base_url=model.base_urls[0] if model.base_urls else None,
-            replicas=model.base_urls[1:],
-            model=model.model,
-            mode=model.mode,
-            samples_per_request=model.samples_per_request,
-            api_key_env=model.api_key_env,
-            trust_remote_code=model.trust_remote_code,
-        )
+        card = card_of(name, model, weights, pinned)
         _write_card(card, partial)
         if target_dir.exists():
             shutil.rmtree(target_dir)

@@ -200,8 +200,10 @@ def _judged(error: openai.APIStatusError, model: str, client: openai.AsyncOpenAI
         return Passing(f"HTTP {status}", retry_after(error.response.headers), overload=overload)
     unknown = status in (BAD_REQUEST, NOT_FOUND) and (code == "model_not_found" or UNKNOWN_MODEL.search(said))
     if status in REFUSED or unknown:
-        return UserError(f"model {model} at {base_url}: HTTP {status}: {said}", REQUEST_REFUSED)
-    return Final(f"HTTP {status}: {said}")
+        line = f"model {model} at {base_url}: HTTP {status}: {said}; correct its entry under models, or its key"
+        return UserError(line, REQUEST_REFUSED)
+    where = f" ({error.request.url})" if status == NOT_FOUND else ""  # most often a base_url without its /v1
+    return Final(f"HTTP {status}: {said}{where}")
 
 
 def message_of(error: openai.APIStatusError, key: str) -> str:

@@ -19,11 +19,11 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from anamnesis import judging, probing, records
+from anamnesis import judging, probing, records, sources
 from anamnesis import params as settings
-from anamnesis.cards import load_card
+from anamnesis.cards import Card, load_card
 from anamnesis.client import Client
-from anamnesis.errors import UserError, run
+from anamnesis.errors import MODEL_UNAVAILABLE, UserError, run
 from anamnesis.ledger import Answer, Ledger
 from anamnesis.params import Params, RateLimit, share
 from anamnesis.planning import Line, Range, Terms, forecast, total
@@ -33,6 +33,7 @@ from anamnesis.spending import prompt_bound, spent
 from anamnesis.wire import Call, Outcome
 from stages import judge, probe, respond
 
+STALE = "models.{}: changed since stage models made it; run `dvc repro models`"
 RUBRIC_TOKENS = 600  # of the judge's prompt around instruction and response, at most
 
 
@@ -54,10 +55,20 @@ class Planner:
         self.lines: list[Line] = []
         self._piloted: Counter[str] = Counter()  # calls asked, by stage and model
 
+    def _card(self, name: str) -> Card:
+        """A model's card as params.yaml has it: a server's needs no stage models, weights need theirs."""
+        model = self.params.models[name]
+        if model.base_urls:
+            return sources.card_of(name, model, None, None)
+        card = load_card(Path("models/pretrained") / name)
+        if card.uri != model.uri:
+            raise UserError(STALE.format(name), MODEL_UNAVAILABLE)
+        return card
+
     def _look(self, model: str, calls: Sequence[Call], label: str) -> Found:
         """The ledger's answer to each call; a pilot asks the first few that it lacks."""
         directory = Path("models/pretrained") / model
-        card = load_card(directory)
+        card = self._card(model)
         identity = identity_of(card, self.params.serve)
         keys = [call.key(identity) for call in calls]
         known = self._ledger.known(keys)
@@ -66,6 +77,8 @@ class Planner:
         self._piloted[label] += len(missing)
         if missing and card.mode == "batch":
             raise UserError(f"--pilot: models.{model} answers in batches, within a day; plan without a pilot")
+        if missing and load_card(directory).identity != card.identity:
+            raise UserError(STALE.format(model), MODEL_UNAVAILABLE)
         if missing:
             with Client(directory, self.params, self._ledger) as client:
                 client.ask(missing, f"pilot: {label}")
@@ -89,6 +102,7 @@ class Planner:
 
     def probe(self) -> pa.Table:
         """The instructions that the ledger gives."""
+        load_card(Path("models/pretrained") / self.params.target)  # its tokenizer is needed
         wanted, prefix = self.params.probe, probe.prefix_of(self.params)
         calls: list[Call] = []
         samples: list[probing.Sample] = []
@@ -127,7 +141,7 @@ class Planner:
     def judge(self, name: str, instructions: pa.Table, responses: list[dict[str, Any]], to_come: Range) -> None:
         """The lines of one judge; `to_come`: responses that it will read besides those in the ledger."""
         judged = judge.judged_of(self.params, instructions, responses)
-        calls = judge.calls_of(self.params, load_card(Path("models/pretrained") / name), judged)
+        calls = judge.calls_of(self.params, self._card(name), judged)
         found = self._look(name, calls, f"judge {name}")
         settings_of_judge = self.params.judges[name]
         justify = settings_of_judge.mode == "justify"
@@ -201,11 +215,12 @@ def budget_lines(params: Params, ledger: Ledger, lines: Sequence[Line]) -> list[
         if cap is None:
             continue
         if more is None:
-            verdict = "the plan's is unknown: a model has no price"
+            verdict = "what the plan adds is unknown: a model with calls to come has no price (0 is one)"
         elif used + more.high <= cap:
             verdict = "the plan fits"
         else:
-            verdict = "the plan passes it" if used + more.low > cap else "the plan may pass it"
+            over = f"up to {used + more.high - cap:,.4g} too much"
+            verdict = f"the plan goes over it, {over}" if used + more.low > cap else f"the plan may go over it, {over}"
         told.append(f"budget.{name}: {used:,.4g} of {cap:,g} spent; {verdict}")
     return told
 

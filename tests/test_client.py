@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,8 @@ def test_what_no_later_try_mends_is_final_for_its_row(what: str) -> None:
 
     with fault_server(FaultServer(fault=fault)) as server:
         outcomes = ask(server, made_calls(4))
-    assert outcomes[0].reason == f"HTTP {status}: {words}"
+    where = f" ({server.base_url}/chat/completions)" if status == 404 else ""
+    assert outcomes[0].reason == f"HTTP {status}: {words}{where}"
     assert all(outcome.answer for outcome in outcomes[1:])
     assert set(server.tried.values()) == {1}
 
@@ -559,3 +561,14 @@ def test_kill_9_repeats_no_finished_call_and_changes_no_byte(
         assert (folder / output).read_bytes() == interrupted
         assert pq.read_table(folder / output).num_rows == total
         assert {row["status"] for row in records.read(folder / output, schema)} == {"ok"}
+
+
+def test_two_runs_at_once_ask_nothing_twice() -> None:
+    """Threads here, processes in life: a lock on a file that each opens for itself is the same for both."""
+    with fault_server(FaultServer(delay_s=0.02)) as server:
+        card(Path("models/pretrained/fake"), server)
+        with ThreadPoolExecutor(3) as pool:
+            runs = list(pool.map(lambda _: ask(server, made_calls(60)), range(3)))
+    assert runs[0] == runs[1] == runs[2]
+    assert len(server.served) == 60
+    assert set(server.served.values()) == {1}

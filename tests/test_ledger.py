@@ -148,7 +148,7 @@ def test_a_newer_schema_and_a_broken_file_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="update"):
         Ledger(tmp_path / "new.sqlite")
     (tmp_path / "broken.sqlite").write_bytes(b"not a database" * 100)
-    with pytest.raises(UserError, match="ANAMNESIS_LEDGER"):
+    with pytest.raises(UserError, match="no ledger, or a damaged one"):
         Ledger(tmp_path / "broken.sqlite")
 
 

@@ -1,6 +1,7 @@
 """What `make plan` says is what the stages then ask; what it can't know it does not say."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -57,7 +58,7 @@ def test_limits_and_samples_a_request_are_in_the_hours() -> None:
     assert hours(samples=3) == pytest.approx(0.05)
     assert hours(limit=RateLimit(requests_per_minute=10)) == pytest.approx(1.0)
     assert hours(limit=RateLimit(requests_per_minute=10), samples=3) == pytest.approx(1 / 3)
-    assert hours(limit=RateLimit(tokens_per_minute=600)) == pytest.approx(2.0)
+    assert hours(limit=RateLimit(tokens_per_minute=600)) == pytest.approx(600 * (100 + 50) / 600 / 60)
 
 
 def test_the_interval_of_a_mean_is_students() -> None:
@@ -100,7 +101,7 @@ def served_project(
         for name in params["models"]:
             directory = folder / "models/pretrained" / name
             directory.mkdir(parents=True, exist_ok=True)
-            card = {"name": name, "kind": "endpoint", "identity": f"endpoint:x#{name}", "model": name}
+            card = {"name": name, "kind": "endpoint", "identity": f"endpoint:{server.base_url}#{name}", "model": name}
             (directory / "model.json").write_text(json.dumps(card | {"base_url": server.base_url}))
         return folder
 
@@ -129,7 +130,7 @@ def test_the_plan_is_what_the_stages_ask(served_project: Callable[..., Path]) ->
         assert first["respond fake"]["to_ask"] == {"low": 9 * SAMPLES, "high": 9 * SAMPLES}  # 3 of 12 are held out
         assert first["respond smollm2"]["usd"] is None
         assert first["respond fake"]["usd"]["high"] > 0
-        assert first["budget"] == ["budget.requests: 0 of 60 spent; the plan may pass it"]
+        assert first["budget"] == ["budget.requests: 0 of 60 spent; the plan may go over it, up to 94 too much"]
         assert not server.tried
 
         piloted = plan(folder, "--pilot", "6")
@@ -155,11 +156,24 @@ def test_the_plan_is_what_the_stages_ask(served_project: Callable[..., Path]) ->
 def test_a_pilot_of_a_batch_model_is_refused(served_project: Callable[..., Path]) -> None:
     with fault_server(FaultServer()) as server:
         folder = served_project(server)
-        for name in ("smollm2", "fake"):
-            path = folder / "models/pretrained" / name / "model.json"
-            path.write_text(json.dumps(json.loads(path.read_text()) | {"mode": "batch"}))
+        text = (folder / "params.yaml").read_text()
+        (folder / "params.yaml").write_text(text.replace("model: smollm2", "model: smollm2\n    mode: batch"))
         command = [sys.executable, "-m", "stages.plan", "--pilot", "3"]
         told = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         assert told.returncode == 2
         assert told.stderr == "error: --pilot: models.smollm2 answers in batches, within a day; plan without a pilot\n"
         assert not server.tried
+
+
+def test_a_server_needs_no_stage_models_and_weights_are_asked_for_in_one_line(
+    served_project: Callable[..., Path],
+) -> None:
+    with fault_server(FaultServer()) as server:
+        folder = served_project(server)
+        shutil.rmtree(folder / "models/pretrained/fake")
+        assert plan(folder)["respond fake"]["to_ask"]["low"] > 0
+        shutil.rmtree(folder / "models/pretrained/smollm2")
+        command = [sys.executable, "-m", "stages.plan"]
+        told = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert told.returncode == 3
+    assert told.stderr == "error: models/pretrained/smollm2/model.json: not found; run `dvc repro models`\n"

@@ -7,6 +7,7 @@ branches and kill -9. SQLite in WAL mode: safe with several processes on one mac
 `python -m anamnesis.ledger` looks after the file: docs/ledger.md.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -20,10 +21,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from anamnesis.errors import UserError
+from anamnesis.progress import say
 
 T = TypeVar("T")
 KEY_VERSION = 1  # part of every key: a change of the encoding can't meet an old row by accident
 SCHEMA_VERSION = 2
+SAID_EVERY_S = 60
 PATIENCE_S = 60.0  # with another process that writes
 PRUNED_AT_ONCE = 10_000  # so that a stage beside it need not wait long
 AT_ONCE = 500  # keys a look-up, far below SQLite's limit of bound values
@@ -142,9 +145,16 @@ class Ledger:
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._update_schema()
         except (sqlite3.Error, OSError) as error:
-            raise UserError(
-                f"ledger {self.path}: {error}; set ANAMNESIS_LEDGER to a file on a local disk that you may write"
-            ) from None
+            raise UserError(self._advice(error)) from None
+
+    def _advice(self, error: Exception) -> str:
+        """The line for a file that can't be opened or written."""
+        advice = "set ANAMNESIS_LEDGER to a file on a local disk that you may write"
+        if self.path.is_dir():
+            return f"ledger {self.path}: is a folder; {advice}"
+        if getattr(error, "sqlite_errorname", "") in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
+            return f"ledger {self.path}: no ledger, or a damaged one ({error}); restore a copy or an export of it"
+        return f"ledger {self.path}: {error}; {advice}"
 
     def _update_schema(self) -> None:
         """Make the tables, or bring those of an older version up to date; of two processes one does it."""
@@ -153,6 +163,10 @@ class Ledger:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 version = self._version()  # another process may have been faster
+                if version == 0 and self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
+                    raise UserError(
+                        f"ledger {self.path}: another program's database; set ANAMNESIS_LEDGER to a new file"
+                    )
                 script = {0: SCHEMA, 1: FROM_1}.get(version, "")
                 for statement in filter(str.strip, script.split(";")):
                     self._db.execute(statement)
@@ -174,6 +188,27 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self._db.close()
 
+    @contextmanager
+    def turn(self, identity: str, label: str) -> Iterator[None]:
+        """Hold the right to ask one model; of several processes one has it, the others wait and say so.
+
+        Two that ask the same calls at the same time would walk through them in step and pay for each twice. The kernel
+        takes the right back from a process that dies.
+        """
+        name = f"{self.path.name}.{hashlib.sha256(identity.encode()).hexdigest()[:12]}.lock"
+        try:
+            file = self.path.with_name(name).open("a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(self._advice(error)) from None
+        with file:
+            waited = 0
+            while not _locked(file.fileno()):
+                if waited % SAID_EVERY_S == 0:
+                    say(f"{label}: another process asks this model; waiting, then only what it leaves is asked")
+                time.sleep(1)
+                waited += 1
+            yield
+
     def get(self, key: str) -> Answer | None:
         """The answer stored under a key, or None."""
         return self.get_many([key]).get(key)
@@ -190,7 +225,14 @@ class Ledger:
                 [bytes.fromhex(key) for key in some],
             )
             for key, answer, latency in rows:
-                yield key.hex(), Answer(**json.loads(answer)), latency
+                yield key.hex(), self._answer(answer), latency
+
+    def _answer(self, stored: str) -> Answer:
+        try:
+            return Answer(**json.loads(stored))
+        except (ValueError, TypeError) as error:
+            advice = "`python -m anamnesis.ledger verify` says how many"
+            raise UserError(f"ledger {self.path}: an answer can't be read ({error}); {advice}") from None
 
     def timed(self, keys: Iterable[str]) -> dict[str, tuple[Answer, float | None]]:
         """As `get_many`, each answer with the seconds it took (None for a batch's)."""
@@ -267,13 +309,13 @@ class Ledger:
 
     def records(self) -> Iterator[Record]:
         """Every answered call in order of arrival, one at a time."""
-        rows = self._db.execute(
-            "SELECT key, identity, kind, answer, latency_s, at FROM answers JOIN models USING (model_id)"
-            " ORDER BY answers.rowid"
-        )
         with self._reading():
+            rows = self._db.execute(
+                "SELECT key, identity, kind, answer, latency_s, at FROM answers JOIN models USING (model_id)"
+                " ORDER BY answers.rowid"
+            )
             for key, model, kind, answer, latency_s, at in rows:
-                yield Record(key.hex(), model, kind, Answer(**json.loads(answer)), latency_s, at)
+                yield Record(key.hex(), model, kind, self._answer(answer), latency_s, at)
 
     def statistics(self) -> list[dict[str, Any]]:
         """For each model identity and kind of call: calls, tokens in and out, mean seconds a call, first and last."""
@@ -337,6 +379,15 @@ class Ledger:
 
     def __len__(self) -> int:
         return int(self.execute("SELECT COUNT(*) FROM answers")[0][0])
+
+
+def _locked(descriptor: int) -> bool:
+    """Take the lock on a file that is open, unless somebody else has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def pieces(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -59,7 +59,7 @@ def stats(ledger: Ledger) -> None:
 def verify(ledger: Ledger) -> None:
     """Check the file; raises `UserError` with every fault where there is one."""
     if faults := ledger.faults():
-        raise UserError(f"ledger {ledger.path}: {'; '.join(faults)}; export what can be read and start anew")
+        raise UserError(f"ledger {ledger.path}: {'; '.join(faults)}; restore a copy or an export of it")
     print(f"{ledger.path}: sound, {len(ledger)} calls")
 
 
@@ -73,6 +73,7 @@ def export_to(ledger: Ledger, file: Path) -> None:
                 rows = [asdict(record) | {"answer": json.dumps(asdict(record.answer))} for record in some]
                 writer.write_table(pa.Table.from_pylist(rows, EXPORTED))
                 count += len(rows)
+        partial.chmod(0o600)  # as the ledger itself
         os.replace(partial, file)
     except OSError as error:
         raise UserError(f"{file}: can't be written: {error}") from None
@@ -94,6 +95,8 @@ def import_from(ledger: Ledger, file: Path) -> None:
                 records = [_record(row) for row in batch.to_pylist()]
                 seen += len(records)
                 new += ledger.put_many(records)
+    except FileNotFoundError:
+        raise UserError(f"{file}: not found") from None
     except (OSError, pa.ArrowException, ValueError, TypeError) as error:
         raise UserError(f"{file}: can't be read after {seen} calls: {error}") from None
     print(f"{file}: {seen} calls, {new} of them new")
