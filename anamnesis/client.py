@@ -28,7 +28,7 @@ from anamnesis.pace import Pool, Replica, Throttle
 from anamnesis.params import Params, RateLimit, Requests
 from anamnesis.progress import say
 from anamnesis.server import Endpoint, endpoint, identities, identity_of
-from anamnesis.spending import Cost, Purse, expected_tokens, spent
+from anamnesis.spending import Cost, Purse, expected_tokens, metered, spent
 from anamnesis.wire import Call, Outcome
 
 BUDGET_FLOOR = 20  # failures below which the failure budget never ends a stage
@@ -162,7 +162,8 @@ class _Run:
         except wire.Passing as error:
             if self._ending:
                 return  # not tried to the end, so not failed: a rerun asks again
-            self._fail(group, error.kind, f"{error} after {self._requests.retries + 1} tries")
+            tries = f"{error.kind} after {self._requests.retries + 1} tries"
+            self._fail(group, error.kind, f"{tries}: {error.said}" if error.said else tries)
             return
         except wire.Final as error:
             self._fail(group, str(error).split(":")[0], str(error))
@@ -191,8 +192,8 @@ class _Run:
                     return len(group)
                 sent, real = time.monotonic(), Cost(requests=len(calls))
                 self._under_way.add(asyncio.current_task())
-                answers = await wire.send(replica.client, self._where.model, calls)
-                real = self._paid(answers, held)
+                answers = metered(calls, await wire.send(replica.client, self._where.model, calls))
+                real = self._paid(answers)
                 self.pool.answered(replica)
                 latency, identity = time.monotonic() - sent, self._where.identity
                 # The place is given back after this, so no more than the ceiling is ever in flight and not stored.
@@ -214,11 +215,10 @@ class _Run:
         finally:
             self._purse.settle(held, real)
 
-    def _paid(self, answers: Sequence[Answer], most: Cost) -> Cost:
-        """What a reply cost; the most it can have where the server tells no usage."""
+    def _paid(self, answers: Sequence[Answer]) -> Cost:
         prompt = sum(answer.prompt_tokens for answer in answers)
         completion = sum(answer.completion_tokens for answer in answers)
-        return self._purse.price_of(prompt, completion, len(answers)) if prompt or completion else most
+        return self._purse.price_of(prompt, completion, len(answers))
 
     def _slow_down(self, replica: Replica, error: wire.Passing, sent: float) -> None:
         if error.overload:

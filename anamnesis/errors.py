@@ -4,8 +4,10 @@ Every stage runs its `main` through `run`: a `UserError` becomes one line on std
 is a defect of ours and keeps its traceback. The table of codes is repeated in docs/exit-codes.md.
 """
 
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 BAD_INPUT = 2  # params, a prompt, a data file
 MODEL_UNAVAILABLE = 3  # a model can't be fetched, converted or served
@@ -14,6 +16,7 @@ QUALITY = 5  # the canary, the failure budget or another check on what models re
 POOL_TOO_SMALL = 6  # not enough rows for the mix that was asked for
 OVER_BUDGET = 7  # a cap of `budget` is reached
 INTERRUPTED = 130  # Ctrl-C
+ENDED = 143  # SIGTERM: `kill`, a scheduler's time limit
 
 
 class UserError(Exception):
@@ -24,14 +27,23 @@ class UserError(Exception):
         self.code = code
 
 
+class _Ended(KeyboardInterrupt):
+    """SIGTERM: everything ends in order, as after Ctrl-C."""
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise _Ended
+
+
 def run(main: Callable[[], None]) -> None:
     """Call a stage's `main`; turn a user's mistake into one line and a documented exit code."""
+    signal.signal(signal.SIGTERM, _end)
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.code) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         line = "interrupted: answered calls and training's last checkpoint are kept; `dvc repro` goes on"
         print(line, file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
+        raise SystemExit(ENDED if isinstance(interrupt, _Ended) else INTERRUPTED) from None

@@ -6,12 +6,12 @@ stopped.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from anamnesis.errors import OVER_BUDGET, UserError
-from anamnesis.ledger import Ledger
+from anamnesis.ledger import Answer, Ledger
 from anamnesis.params import Budget, Price
 from anamnesis.wire import Call
 
@@ -64,6 +64,18 @@ def expected_tokens(calls: Iterable[Call]) -> int:
     prompt = some[0].request.get("prompt")
     tokens = len(prompt) if isinstance(prompt, list) else prompt_bound(some[0].request) // BYTES_A_TOKEN
     return tokens + reply_bound(some)
+
+
+def metered(calls: Sequence[Call], answers: Sequence[Answer]) -> list[Answer]:
+    """The answers of one reply; where the server told no usage, with the most tokens each can have had."""
+    if any(answer.prompt_tokens or answer.completion_tokens for answer in answers):
+        return list(answers)
+    prompt = prompt_bound(calls[0].request)
+    told = []
+    for place, (call, answer) in enumerate(zip(calls, answers, strict=False)):
+        most = min(reply_bound([call]), len((answer.text or "").encode()) + 1)  # a byte each, and the end
+        told.append(replace(answer, prompt_tokens=0 if place else prompt, completion_tokens=most))
+    return told
 
 
 def bound(calls: Iterable[Call], price: Price | None) -> Cost:

@@ -57,7 +57,8 @@ class Passing(Exception):
     """An error that a later try may not meet.
 
     `kind` is its class for counts; `wait_s` what the server asked to wait; `overload` says that fewer requests at once
-    may help, `unreachable` that nobody answered at all, `paid` that the server may charge for it all the same.
+    may help, `unreachable` that nobody answered at all, `paid` that the server may charge for it all the same; `said`
+    has the cause in the system's words.
     """
 
     def __init__(
@@ -68,8 +69,10 @@ class Passing(Exception):
         overload: bool = False,
         unreachable: bool = False,
         paid: bool = False,
+        said: str = "",
     ):
-        super().__init__(kind)
+        super().__init__(f"{kind}: {said}" if said else kind)
+        self.said = said
         self.kind, self.wait_s, self.overload, self.unreachable = kind, wait_s, overload, unreachable
         self.paid = paid
 
@@ -117,14 +120,20 @@ async def send(client: openai.AsyncOpenAI, model: str, calls: Sequence[Call]) ->
         raise _judged(error, model, client) from error
     except openai.APITimeoutError as error:
         if type(error.__cause__).__name__ == "ConnectTimeout":
-            raise Passing(UNREACHABLE, unreachable=True) from error
+            raise Passing(UNREACHABLE, unreachable=True, said=_cause(error, client)) from error
         raise Passing("timed out", overload=True, paid=True) from error
     except openai.APIConnectionError as error:
         unreachable = type(error.__cause__).__name__ == "ConnectError"  # of whichever httpx openai is built on
-        raise Passing(UNREACHABLE, unreachable=unreachable, paid=not unreachable) from error
+        raise Passing(UNREACHABLE, unreachable=unreachable, paid=not unreachable, said=_cause(error, client)) from error
     except (openai.OpenAIError, ValueError) as error:
         raise Passing("unreadable reply", paid=True) from error
     return read(body, kind, len(calls))
+
+
+def _cause(error: openai.APIConnectionError, client: openai.AsyncOpenAI) -> str:
+    """Which server, and what the system says of the connection."""
+    cause = error.__cause__
+    return f"{client.base_url}: {short(cause) or type(cause or error).__name__}"
 
 
 def read(body: Any, kind: str, count: int) -> list[Answer]:

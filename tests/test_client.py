@@ -358,6 +358,7 @@ def test_a_server_that_nobody_reaches_is_no_matter_of_quality() -> None:
         with pytest.raises(UserError, match="connection failed") as caught:
             ask(server, made_calls(30))
         assert caught.value.code == 3
+        assert server.base_url in str(caught.value)
 
 
 CAPS = {
@@ -393,6 +394,22 @@ def test_a_cap_on_tokens_counts_replies_that_could_not_be_used() -> None:
         with pytest.raises(UserError, match=r"budget\.tokens"):
             ask(server, made_calls(200), made_params(budget={"tokens": 3000}, requests={"timeout_s": 0.5}))
         assert 500 < server.tokens <= 3000
+
+
+def test_a_cap_on_tokens_holds_over_runs_where_the_server_tells_no_usage(monkeypatch: pytest.MonkeyPatch) -> None:
+    for told in ("PROMPT_TOKENS", "COMPLETION_TOKENS"):
+        monkeypatch.setattr(f"fault_server.{told}", 0)
+    capped = made_params(budget={"tokens": 2000})
+    with fault_server(FaultServer()) as server:
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"budget\.tokens"):
+                ask(server, made_calls(60), capped)
+            first = answered()
+            assert 0 < first < 60
+        assert server.served.total() == first  # the second run knew what the first had spent
+    with Ledger("l.sqlite") as ledger:
+        (line,) = ledger.statistics()
+    assert 1000 < line["prompt_tokens"] + line["completion_tokens"] <= 2000
 
 
 def test_a_server_that_is_not_there_costs_nothing() -> None:

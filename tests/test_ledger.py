@@ -285,7 +285,14 @@ def test_one_model_can_be_dropped(tmp_path: Path) -> None:
     unknown = _command(tmp_path / "l.sqlite", "prune", "nobody")
     assert unknown.returncode == 2
     assert "known: new, old" in unknown.stderr
-    assert _command(tmp_path / "l.sqlite", "prune", "old").stdout == "old: 4 calls deleted\n"
+    asked = _command(tmp_path / "l.sqlite", "prune", "old")
+    assert (asked.returncode, asked.stdout) == (2, "")
+    assert "old: 4 calls" in asked.stderr
+    assert "--yes" in asked.stderr
+    assert _command(tmp_path / "l.sqlite", "prune", "old", "--yes").stdout == "old: 4 calls deleted\n"
+    nothing = _command(tmp_path / "l.sqlite", "prune-batches", "new")
+    assert nothing.returncode == 2
+    assert "no open batches" in nothing.stderr
     with Ledger(tmp_path / "l.sqlite") as ledger:
         assert {record.model for record in ledger.records()} == {"new"}
         assert ledger.faults() == []

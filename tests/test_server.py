@@ -102,7 +102,7 @@ def _alive(group: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_the_server_ends_with_its_stage(sent: signal.Signals, smollm2_dir: Path, tmp_path: Path) -> None:
     code = STAGE.format(root=str(ROOT), folder=str(smollm2_dir))
     stage = subprocess.Popen(
@@ -113,7 +113,7 @@ def test_the_server_ends_with_its_stage(sent: signal.Signals, smollm2_dir: Path,
         assert stage.stdout.readline() == "ready\n"
         os.kill(stage.pid, sent)  # the stage alone: nobody tells the server
         code_of_stage = stage.wait(60)
-        assert code_of_stage == (-signal.SIGKILL if sent == signal.SIGKILL else 130)
+        assert code_of_stage == {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}[sent]
         deadline = time.monotonic() + 60
         while _alive(stage.pid) and time.monotonic() < deadline:  # vLLM's processes are in the stage's group
             time.sleep(0.2)

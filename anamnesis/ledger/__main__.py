@@ -108,8 +108,11 @@ def _record(row: dict[str, Any]) -> Record:
     return Record(**row | {"answer": Answer(**json.loads(row["answer"]))})
 
 
-def prune(ledger: Ledger, model: str) -> None:
-    """Delete one model's answers; `model` is its identity or its key in params.yaml. Raises `UserError` without any."""
+def prune(ledger: Ledger, model: str, sure: bool) -> None:
+    """Delete one model's answers; `model` is its identity or its key in params.yaml.
+
+    Raises `UserError` where there are none, or nobody said that they may go.
+    """
     keys = names()
     known = {line["model"]: keys.get(line["model"], line["model"]) for line in ledger.statistics()}
     found = [identity for identity, key in known.items() if model in (identity, key)]
@@ -117,13 +120,23 @@ def prune(ledger: Ledger, model: str) -> None:
         raise UserError(
             f"ledger {ledger.path}: no model {model!r}; known: {', '.join(sorted(known.values())) or 'none'}"
         )
+    if not sure:
+        lines = [line for line in ledger.statistics() if line["model"] in found]
+        calls, tokens = (sum(line[name] for line in lines) for name in ("calls", "completion_tokens"))
+        raise UserError(
+            f"{model}: {calls} calls with {tokens} tokens of answers would have to be asked and paid again; "
+            "export them first, and say --yes to delete them"
+        )
     print(f"{model}: {sum(ledger.prune(identity) for identity in found)} calls deleted")
 
 
 def prune_batches(ledger: Ledger, model: str) -> None:
-    """Forget one model's open batches."""
+    """Forget one model's open batches. Raises `UserError` where there are none."""
     found = [identity for identity, key in names().items() if model in (identity, key)] or [model]
-    print(f"{model}: {sum(ledger.prune_batches(identity) for identity in found)} open batches given up")
+    count = sum(ledger.prune_batches(identity) for identity in found)
+    if not count:
+        raise UserError(f"ledger {ledger.path}: no open batches of a model {model!r}")
+    print(f"{model}: {count} open batches given up")
 
 
 def main() -> None:
@@ -133,7 +146,9 @@ def main() -> None:
     commands.add_parser("verify", help="check the file; exit code 2 where it is damaged")
     commands.add_parser("export", help="write all calls to a Parquet file").add_argument("file", type=Path)
     commands.add_parser("import", help="take over the calls of an exported file").add_argument("file", type=Path)
-    commands.add_parser("prune", help="delete the calls of one model").add_argument("model", help="as stats names it")
+    deleted = commands.add_parser("prune", help="delete the calls of one model")
+    deleted.add_argument("model", help="as stats names it")
+    deleted.add_argument("--yes", action="store_true", help="they are paid for: without this nothing is deleted")
     given_up = commands.add_parser(
         "prune-batches", help="give up one model's open batches; their calls are asked again"
     )
@@ -152,7 +167,7 @@ def main() -> None:
             case "import":
                 import_from(ledger, told.file)
             case "prune":
-                prune(ledger, told.model)
+                prune(ledger, told.model, told.yes)
             case "prune-batches":
                 prune_batches(ledger, told.model)
 
