@@ -1,42 +1,64 @@
 """From a response to a score: the prompt a judge reads, and the ladder that turns its reply into a vote or a NULL.
 
 Mode `expected` reads the probabilities of the score token: with p_k the probability of the token k, renormalised over
-k = 1..5, the score is the sum of k p_k. Mode `justify` lets the judge write its reason and a last line `Score:
-<rating>`. A response can't forge a vote: it stands between marks that its writer can't know, and only the judge's own
-last line counts.
+k = 1..5, the score is the sum of k p_k. Mode `score` asks for the line `Score: <rating>` alone, mode `justify` for a
+reason before it. The ladder: constrained decoding (our own server) or a strict parse of the last line, one re-ask,
+missing. A response can't forge a vote: it stands between marks that its writer can't know, a chat template's own tokens
+in it are broken up, and only the judge's own last line counts.
 """
 
 import math
 import re
 import string
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from anamnesis.chat import render
-from anamnesis.errors import UserError
-from anamnesis.ledger import Answer
+from anamnesis.errors import QUALITY, UserError
 from anamnesis.params import Judge
 from anamnesis.records import digest, seed_of
 from anamnesis.wire import DIGITS, Call, Outcome
 
 LAST_LINE = re.compile(r"Score: ?([1-5])")
-CONSTRAINT = r"[^\n]{10,400}\nScore: [1-5]"
+SCORE_LINE = "Score: [1-5]"
+CONSTRAINT = rf"[^\n]{{10,400}}\n{SCORE_LINE}"
+SHORT = "Write no reason this time. Reply with the last line only."
 REASK = "Your last line was not in the form asked for. Reply with that one line and nothing else:\nScore: <rating>"
 LEAST_MASS = 0.05  # of probability on 1..5, below which the reply says nothing about the score
 EXPECTED_TOKENS = 8  # of a reply that is the score line alone
-REASK_TOKENS = 16  # of the same, asked for once more
+SCORE_TOKENS = REASK_TOKENS = 16  # of the same, with room for a model that marks it up
 TOP_LOGPROBS = 20  # what vLLM and OpenAI allow
+PARSE_FLOOR = 20  # replies below which a parse rate ends no stage
+# What chat templates write around turns: <|im_end|>, <｜User｜>, <s>, <end_of_turn>, [INST], <<SYS>>.
+CONTROL_TOKEN = re.compile(
+    r"<(?=\|[^|<>\s]{1,40}\|>|｜[^｜<>\s]{1,40}｜>|/?s>|(?:start|end)_of_turn>|/?(?:bos|eos|unk|pad)>|<?/?SYS>)"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS)\])"
+)
+
+Mode = Literal["expected", "score", "justify"]
+ADVICE = {  # where too few replies hold a score
+    "justify": "set judges.{0}.mode to score or expected, raise judges.{0}.max_tokens, or take another judge",
+    "score": "set judges.{0}.mode to expected (or to justify, for a model that thinks first), or take another judge",
+    "expected": "set judges.{0}.mode to score (or to justify, for a model that thinks first), or take another judge",
+}
 
 
 @dataclass(frozen=True)
 class Vote:
-    """A score from 1 to 5, or None with the reason why it is missing; `parse` is the rung that gave it."""
+    """A score from 1 to 5, or None with the reason why it is missing; `parse` is the rung that gave it.
+
+    `answered`: there was a reply; `again`: it holds no readable score, and one more question may mend that.
+    """
 
     score: float | None
     parse: str
     justification: str = ""
     reason: str | None = None
+    answered: bool = True
+    again: bool = False
 
 
 def load_prompt(path: str | Path) -> string.Template:
@@ -53,26 +75,41 @@ def load_prompt(path: str | Path) -> string.Template:
 def judge_messages(prompt: string.Template, instruction: str, response: str, secret: object) -> list[dict[str, str]]:
     """The judge's conversation: one user turn, the rubric first and the response last, so that prefixes are shared."""
     mark = digest("mark", secret, instruction)[:8]
-    return [{"role": "user", "content": prompt.substitute(instruction=instruction, response=response, mark=mark)}]
+    shown = prompt.substitute(instruction=defused(instruction), response=defused(response), mark=mark)
+    return [{"role": "user", "content": shown}]
+
+
+def defused(text: str) -> str:
+    """The text with a space in each token of a chat template, which would end our turn and begin another."""
+    return CONTROL_TOKEN.sub(lambda match: f"{match.group()} ", text)
 
 
 def parse_score(reply: str) -> int | None:
-    """The rating of a reply's last non-empty line, if that line is `Score: ` and a digit 1..5 and nothing else."""
-    lines = [line.strip() for line in reply.splitlines() if line.strip()]
+    """The rating of a reply's last non-empty line, if that line is `Score: ` and a digit 1..5 and nothing else.
+
+    Lines end at a line feed alone: other separators (U+2028, form feed …) can stand in what a judge quotes.
+    """
+    lines = [line.strip(" \t\r") for line in reply.split("\n") if line.strip()]
     match = LAST_LINE.fullmatch(lines[-1]) if lines else None
     return int(match.group(1)) if match else None
 
 
 def expected_score(logprobs: dict[str, float] | None) -> float | None:
     """Expectation over the natural-log probabilities of the tokens 1..5; None where they hold hardly any."""
-    mass = dict.fromkeys(DIGITS, 0.0)
-    for token, logprob in (logprobs or {}).items():
-        if token.strip() in mass:
-            mass[token.strip()] += math.exp(logprob)
+    mass = _mass(logprobs)
     total = sum(mass.values())
     if total < LEAST_MASS:
         return None
     return round(sum(int(digit) * share for digit, share in mass.items()) / total, 6)
+
+
+def _mass(logprobs: dict[str, float] | None) -> dict[str, float]:
+    """Probability on each of the tokens 1..5, with and without white space."""
+    mass = dict.fromkeys(DIGITS, 0.0)
+    for token, logprob in (logprobs or {}).items():
+        if token.strip() in mass:
+            mass[token.strip()] += math.exp(logprob)
+    return mass
 
 
 def score_prefix(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
@@ -97,16 +134,27 @@ def local_expected_call(tokenizer: Any, messages: list[dict[str, str]]) -> Call:
 
 def remote_expected_call(messages: list[dict[str, str]]) -> Call:
     """Mode `expected` on a chat endpoint: the judge is asked for the score line alone."""
-    content = f"{messages[-1]['content']}\n\nWrite no reason this time. Reply with the last line only."
-    short = [*messages[:-1], {"role": "user", "content": content}]
     request = {
-        "messages": short,
+        "messages": _short(messages),
         "max_tokens": EXPECTED_TOKENS,
         "temperature": 0.0,
         "logprobs": True,
         "top_logprobs": TOP_LOGPROBS,
     }
     return Call("chat", request)
+
+
+def _short(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The conversation, asking for the score line alone."""
+    return [*messages[:-1], {"role": "user", "content": f"{messages[-1]['content']}\n\n{SHORT}"}]
+
+
+def score_call(messages: list[dict[str, str]], judge: Judge, seed: int, constrained: bool) -> Call:
+    """Mode `score`: the score line alone; `constrained` and `seed` as in `justify_call`."""
+    short = justify_call(_short(messages), judge, seed, constrained).request | {"max_tokens": SCORE_TOKENS}
+    if constrained:
+        short["extra_body"] = {"structured_outputs": {"regex": SCORE_LINE}}
+    return Call("chat", short)
 
 
 def justify_call(messages: list[dict[str, str]], judge: Judge, seed: int, constrained: bool) -> Call:
@@ -126,44 +174,76 @@ def justify_call(messages: list[dict[str, str]], judge: Judge, seed: int, constr
 
 
 def reask_call(call: Call, outcome: Outcome) -> Call:
-    """The one further question after a reply without a readable last line."""
+    """The one further question after a reply without a readable last line; constrained where the first one was."""
     reply = (outcome.answer.text or "") if outcome.answer else ""
     messages = [*call.request["messages"], {"role": "assistant", "content": reply}, {"role": "user", "content": REASK}]
-    request = {key: value for key, value in call.request.items() if key != "extra_body"}
-    return Call("chat", request | {"messages": messages, "max_tokens": REASK_TOKENS})
+    request = call.request | {"messages": messages, "max_tokens": REASK_TOKENS}
+    if "extra_body" in request:
+        request["extra_body"] = {"structured_outputs": {"regex": SCORE_LINE}}
+    return Call("chat", request)
 
 
-def vote_expected(answer: Answer | None, reason: str | None, score_line: bool = False) -> Vote:
-    """The vote in an `expected` reply; with `score_line` the reply must end in a readable last line of its own."""
+def vote_of(mode: Mode, local: bool, outcome: Outcome, reasked: bool = False) -> Vote:
+    """The vote in a judge's reply. `local`: it was our own server's; `reasked`: it answers `reask_call`.
+
+    A remote reply in mode `expected` must end in a readable line as well, and its probabilities must be that line's: an
+    endpoint gives them for every token of the reply, whatever it says before.
+    """
+    answer = outcome.answer
     if answer is None:
-        return Vote(None, "missing", reason=reason)
-    if score_line and parse_score(answer.text or "") is None:
-        return Vote(None, "missing", (answer.text or "").strip(), "no readable last line")
+        return Vote(None, "missing", reason=outcome.reason, answered=False)
+    if mode == "expected" and local:
+        score = expected_score(answer.logprobs)
+        return Vote(score, "logprobs") if score is not None else Vote(None, "missing", reason="no rating is probable")
+    text = (answer.text or "").strip()
+    rating = parse_score(text)
+    if answer.finish_reason == "length" or rating is None:  # a line that was cut may have gone on
+        reason = "cut at max_tokens" if answer.finish_reason == "length" else "no readable last line"
+        return Vote(None, "missing", text, reason, again=not reasked)
+    reason_given = "\n".join(text.split("\n")[:-1]).strip()
+    if mode != "expected":
+        return Vote(float(rating), "reask" if reasked else "constrained" if local else "strict", reason_given)
+    mass = _mass(answer.logprobs)
     score = expected_score(answer.logprobs)
-    if score is None:
-        return Vote(None, "missing", reason="no probability on a rating")
-    return Vote(score, "logprobs")
+    if score is None or mass[str(rating)] < max(mass.values()):
+        reason = "no probabilities of the rating" if score is None else "probabilities of another rating"
+        return Vote(None, "missing", text, reason)
+    return Vote(score, "reask" if reasked else "logprobs", reason_given)
 
 
-def vote_justify(answer: Answer | None, reason: str | None, rung: str) -> Vote:
-    """The vote in a `justify` reply; `rung` names the step of the ladder that asked for it."""
-    if answer is None:
-        return Vote(None, "missing", reason=reason)
-    text = answer.text or ""
-    score = parse_score(text)
-    if score is None:
-        return Vote(None, "missing", text.strip(), "no readable last line")
-    return Vote(float(score), rung, "\n".join(text.strip().splitlines()[:-1]).strip())
+def check_parse_rate(judge: str, mode: Mode, votes: Sequence[Vote], least: float) -> None:
+    """Raise `UserError` (QUALITY) where less than `least` of a judge's replies hold a score; not for under PARSE_FLOOR.
+
+    Requests that failed are no replies: they are the failure budget's business.
+    """
+    replies = [vote for vote in votes if vote.answered]
+    missing = [str(vote.reason) for vote in replies if vote.score is None]
+    rate = 1 - len(missing) / max(1, len(replies))
+    if len(replies) < PARSE_FLOOR or rate >= least:
+        return
+    why, _ = Counter(missing).most_common(1)[0]
+    raise UserError(
+        f"judge {judge}: {rate:.0%} of {len(replies)} replies hold a score, less than judging.min_parse_rate "
+        f"({least:.0%}); most often: {why}; {ADVICE[mode].format(judge)}; "
+        f"the replies are in data/judgments/{judge}.parquet, and no answered call is lost",
+        QUALITY,
+    )
 
 
 def judgment(response_id: str, judge: str, vote: Vote, tokens: int) -> dict[str, Any]:
     """A row of `records.JUDGMENTS`."""
+    return {"response_id": response_id, "judge": judge, "justification": vote.justification, **_scored(vote, tokens)}
+
+
+def control(pair: Mapping[str, Any], judge: str, told: tuple[Vote, int] | None) -> dict[str, Any]:
+    """A row of `records.CONTROLS`: a row of `controls.plant`, and vote and tokens where the judge was asked."""
+    return {**pair, "judge": judge, **(_scored(*told) if told else {"score": None, "parse": None, "tokens": 0})}
+
+
+def _scored(vote: Vote, tokens: int) -> dict[str, Any]:
     return {
-        "response_id": response_id,
-        "judge": judge,
         "score": vote.score,
         "parse": vote.parse,
-        "justification": vote.justification,
         "tokens": tokens,
         "status": "ok" if vote.score is not None else "failed",
         "reason": vote.reason,

@@ -128,11 +128,20 @@ class Member(Section):
 
 
 class Judge(Section):
-    """How a judge scores: `justify` writes a reason and a last line, `expected` reads the score token's logprobs."""
+    """How a judge scores: `justify` writes a reason and a score line, `score` that line alone, `expected` reads the
+    probabilities of its rating.
+    """
 
-    mode: Literal["expected", "justify"] = "expected"
+    mode: Literal["expected", "score", "justify"] = "expected"
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     max_tokens: Positive = 200
+
+
+class Judging(Section):
+    """What holds for every judge."""
+
+    control: Fraction = 0.5  # share of judged instructions that get planted pairs as well
+    min_parse_rate: Fraction = 0.8  # of replies that hold a score, below which stage judge fails
 
 
 class Domain(Section):
@@ -291,6 +300,7 @@ class Params(Section):
     models: dict[str, Model]
     committee: dict[str, Member]
     judges: dict[str, Judge]
+    judging: Judging = Judging()
     serve: Serve
     requests: Requests
     prices: dict[str, Price] = {}  # by model

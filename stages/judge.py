@@ -1,25 +1,27 @@
 """Judge: one judge scores every complete response of the committee, those to held-out instructions excepted.
 
 In: data/instructions.parquet, data/responses/<member>.parquet, models/pretrained/<judge>, the judge's prompt.
-Out: data/judgments/<judge>.parquet; a missing vote is NULL with its reason.
+Out: data/judgments/<judge>.parquet; a missing vote is NULL with its reason. data/controls/<judge>.parquet: planted
+responses, asked about like any other beside those to the same instruction, and their scores (anamnesis/controls.py).
 Run: python -m stages.judge <judge>
 """
 
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 import pyarrow as pa
 
-from anamnesis import judging, records, selection, sql
+from anamnesis import controls, judging, records, selection, sql
 from anamnesis import params as settings
 from anamnesis.cards import Card
 from anamnesis.client import Client
 from anamnesis.errors import UserError, run
 from anamnesis.judging import Vote
 from anamnesis.ledger import Ledger
-from anamnesis.params import Params
+from anamnesis.params import Judge, Params
 from anamnesis.wire import Call, Outcome
 
 PROMPT = "prompts/judge.txt"
@@ -39,13 +41,20 @@ def judged_of(params: Params, instructions: pa.Table, responses: Iterable[dict[s
     return sorted(judged, key=lambda row: (row["instruction_id"], row["response_id"]))
 
 
-def calls_of(params: Params, card: Card, judged: Iterable[dict[str, Any]]) -> list[Call]:
-    """A judge's first call for each response."""
+def grouped(judged: Iterable[dict[str, Any]], planted: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Genuine and planted pairs to ask about, those of one instruction together."""
+    asked = [*judged, *(row for row in planted if row["status"] == "ok")]
+    return sorted(asked, key=lambda row: (row["instruction_id"], row["response_id"], row.get("pair_id", "")))
+
+
+def calls_of(params: Params, card: Card, rows: Iterable[dict[str, Any]]) -> list[Call]:
+    """A judge's first call for each pair of `instruction` and `text`."""
     prompt, judge = judging.load_prompt(PROMPT), params.judges[card.name]
     local = card.kind == "local"
-    conversations = [judging.judge_messages(prompt, row["instruction"], row["text"], params.seed) for row in judged]
-    if judge.mode == "justify":
-        return [judging.justify_call(messages, judge, params.seed, constrained=local) for messages in conversations]
+    conversations = [judging.judge_messages(prompt, row["instruction"], row["text"], params.seed) for row in rows]
+    if judge.mode != "expected":
+        call = judging.justify_call if judge.mode == "justify" else judging.score_call
+        return [call(messages, judge, params.seed, constrained=local) for messages in conversations]
     if not local:
         return [judging.remote_expected_call(messages) for messages in conversations]
 
@@ -60,28 +69,19 @@ def tokens_of(outcome: Outcome) -> int:
     return outcome.answer.completion_tokens if outcome.answer else 0
 
 
-def vote_expected(client: Client, calls: list[Call]) -> list[tuple[Vote, int]]:
-    """Votes and completion tokens from the probabilities of the score token."""
-    outcomes = client.ask(calls, f"judge {client.card.name}")
-    score_line = client.card.kind != "local"  # a local reply is the rating's token alone
-    return [
-        (judging.vote_expected(outcome.answer, outcome.reason, score_line), tokens_of(outcome)) for outcome in outcomes
-    ]
-
-
-def vote_justify(client: Client, calls: list[Call]) -> list[tuple[Vote, int]]:
-    """Votes and completion tokens from a reason and a last line; an unreadable reply is asked for once more."""
-    name = client.card.name
+def ask(client: Client, judge: Judge, calls: list[Call]) -> list[tuple[Vote, int]]:
+    """Votes and completion tokens; a reply without a readable score is asked for once more."""
+    name, local = client.card.name, client.card.kind == "local"
     outcomes = client.ask(calls, f"judge {name}")
-    rung = "constrained" if client.card.kind == "local" else "strict"
-    votes = [judging.vote_justify(outcome.answer, outcome.reason, rung) for outcome in outcomes]
+    votes = [judging.vote_of(judge.mode, local, outcome) for outcome in outcomes]
     tokens = [tokens_of(outcome) for outcome in outcomes]
-    again = [i for i, vote in enumerate(votes) if vote.score is None and outcomes[i].answer is not None]
-    reasked = [judging.reask_call(calls[i], outcomes[i]) for i in again]
-    for i, outcome in zip(again, client.ask(reasked, f"judge {name}, asked again", essential=False), strict=True):
-        second = judging.vote_justify(outcome.answer, outcome.reason, "reask")
-        votes[i] = Vote(second.score, second.parse, votes[i].justification, second.reason)
-        tokens[i] += tokens_of(outcome)
+    again = [place for place, vote in enumerate(votes) if vote.again]
+    reasked = [judging.reask_call(calls[place], outcomes[place]) for place in again]
+    answers = client.ask(reasked, f"judge {name}, asked again", essential=False)
+    for place, outcome in zip(again, answers, strict=True):
+        second = judging.vote_of(judge.mode, local, outcome, reasked=True)
+        votes[place] = replace(second, justification=votes[place].justification, answered=True)
+        tokens[place] += tokens_of(outcome)
     return list(zip(votes, tokens, strict=True))
 
 
@@ -90,18 +90,26 @@ def main() -> None:
     if len(sys.argv) != 2 or sys.argv[1] not in params.judges:
         raise UserError(f"usage: python -m stages.judge <judge>; judges: {', '.join(params.judges)}")
     name = sys.argv[1]
+    judge = params.judges[name]
     judging.load_prompt(PROMPT)  # its mistakes come before any work
-    rows: list[dict[str, Any]] = []
+    judged: list[dict[str, Any]] = []
+    planted: list[dict[str, Any]] = []
+    told: dict[str, tuple[Vote, int]] = {}
     if params.models[name].enabled:
         instructions = records.read_table("data/instructions.parquet", records.INSTRUCTIONS)
         answers = [records.read(f"data/responses/{member}.parquet", records.RESPONSES) for member in params.members()]
         judged = judged_of(params, instructions, chain.from_iterable(answers))
-        model_dir = f"models/pretrained/{name}"
-        with Ledger() as ledger, Client(model_dir, params, ledger) as client:
-            vote = vote_expected if params.judges[name].mode == "expected" else vote_justify
-            votes = vote(client, calls_of(params, client.card, judged))
-        rows = [judging.judgment(row["response_id"], name, *told) for row, told in zip(judged, votes, strict=True)]
-    records.write(f"data/judgments/{name}.parquet", rows, records.JUDGMENTS, ["response_id"])
+        planted = controls.plant(judged, params.judging.control, params.seed)
+        rows = grouped(judged, planted)
+        with Ledger() as ledger, Client(f"models/pretrained/{name}", params, ledger) as client:
+            votes = ask(client, judge, calls_of(params, client.card, rows))
+        told = {row.get("pair_id", row["response_id"]): vote for row, vote in zip(rows, votes, strict=True)}
+    scored = [judging.judgment(row["response_id"], name, *told[row["response_id"]]) for row in judged]
+    records.write(f"data/judgments/{name}.parquet", scored, records.JUDGMENTS, ["response_id"])
+    pairs = [judging.control(row, name, told.get(row["pair_id"])) for row in planted]
+    records.write(f"data/controls/{name}.parquet", pairs, records.CONTROLS, ["pair_id"])
+    genuine = [told[row["response_id"]][0] for row in judged]
+    judging.check_parse_rate(name, judge.mode, genuine, params.judging.min_parse_rate)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from anamnesis import judging, probing, records, sources
+from anamnesis import controls, judging, probing, records, sources
 from anamnesis import params as settings
 from anamnesis.cards import Card, load_card
 from anamnesis.client import Client
@@ -140,21 +140,30 @@ class Planner:
 
     def judge(self, name: str, instructions: pa.Table, responses: list[dict[str, Any]], to_come: Range) -> None:
         """The lines of one judge; `to_come`: responses that it will read besides those in the ledger."""
-        judged = judge.judged_of(self.params, instructions, responses)
-        calls = judge.calls_of(self.params, self._card(name), judged)
+        params, judge_params = self.params, self.params.judges[name]
+        judged = judge.judged_of(params, instructions, responses)
+        planted = [
+            row for row in controls.plant(judged, params.judging.control, params.seed) if row["text"] is not None
+        ]
+        card = self._card(name)
+        calls = judge.calls_of(params, card, [*judged, *planted])  # a pilot comes to the planted ones last
         found = self._look(name, calls, f"judge {name}")
-        settings_of_judge = self.params.judges[name]
-        justify = settings_of_judge.mode == "justify"
-        most_out = settings_of_judge.max_tokens if justify else judging.EXPECTED_TOKENS
-        longest = max(member.sampling.max_tokens for member in self.params.committee.values())
-        most_in = prompt_bound(calls[0].request) if calls else RUBRIC_TOKENS + self.params.probe.max_tokens + longest
+        if to_come.high:  # then more instructions may be judged, and so many pairs planted at most
+            goal = params.probe.instructions - share(params.probe.instructions, params.select.heldout)
+            most = share(goal, params.judging.control) * len(controls.KINDS)
+            to_come += Range(0, max(0, most - len(planted)))
+        justify = judge_params.mode == "justify"
+        most_out = judge_params.max_tokens if justify else judging.SCORE_TOKENS
+        longest = max(member.sampling.max_tokens for member in params.committee.values())
+        most_in = prompt_bound(calls[0].request) if calls else RUBRIC_TOKENS + params.probe.max_tokens + longest
         self._add("judge", name, found, to_come, most_in, most_out)
-        if not justify:
-            return
+        local = card.kind == "local"
+        if judge_params.mode == "expected" and local:
+            return  # one token is always read, or always missing
         unread = [
             judging.reask_call(call, Outcome(answer))
             for call, answer in zip(calls, found.answers, strict=True)
-            if answer and judging.vote_justify(answer, None, "strict").score is None
+            if answer and judging.vote_of(judge_params.mode, local, Outcome(answer)).again
         ]
         open_calls = len({key for key, answer in zip(found.keys, found.answers, strict=True) if not answer})
         again = self._look(name, unread, f"judge {name}, asked again")

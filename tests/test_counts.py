@@ -11,7 +11,7 @@ import yaml
 from asking import QUICK, card
 from fault_server import FaultServer, fault_server
 
-from anamnesis import records
+from anamnesis import controls, records
 from stages import judge, respond, select
 
 INSTRUCTIONS, MEMBERS, JUDGES, SAMPLES = 10, 3, 2, 3
@@ -85,57 +85,103 @@ def pipeline(
         yield Pipeline(default_params, server, folder, monkeypatch)
 
 
-def complete(pipeline: Pipeline) -> int:
-    """How many responses are complete, so that judges read them; some are cut in every run here."""
-    status: Counter[str] = Counter()
+def votes_of(pipeline: Pipeline) -> set[tuple[str, str, str, bool]]:
+    """What each judge was asked, by judge, instruction, response, and whether it was the second question.
+
+    Genuine responses that are complete, and planted ones; some replies are cut in every run here, and asked for again.
+    """
+    asked, status = set(), Counter[str]()
+    text_of = {}
     for name in pipeline.params["committee"]:
-        rows = records.read(pipeline.folder / f"data/responses/{name}.parquet", records.RESPONSES)
-        status.update(row["status"] for row in rows)
-    assert status["truncated"]
+        for row in records.read(pipeline.folder / f"data/responses/{name}.parquet", records.RESPONSES):
+            status[row["status"]] += 1
+            text_of[row["response_id"]] = (row["instruction_id"], row["text"]) if row["status"] == "ok" else None
     assert set(status) == {"ok", "truncated"}
-    return status["ok"]
+    for name in pipeline.params["judges"]:
+        genuine = records.read(pipeline.folder / f"data/judgments/{name}.parquet", records.JUDGMENTS)
+        assert {row["response_id"] for row in genuine} == {key for key, said in text_of.items() if said}
+        planted = records.read(pipeline.folder / f"data/controls/{name}.parquet", records.CONTROLS)
+        rows = [(text_of[row["response_id"]], row["parse"]) for row in genuine]
+        rows += [((row["instruction_id"], row["text"]), row["parse"]) for row in planted if row["text"] is not None]
+        asked |= {(name, *said, False) for said, _ in rows}
+        asked |= {(name, *said, True) for said, parse in rows if parse in ("reask", "missing")}
+    assert any(again for *_, again in asked)
+    return asked
 
 
 def test_the_first_run_asks_for_everything_and_the_second_for_nothing(pipeline: Pipeline) -> None:
-    assert pipeline.run() == (RESPONSES, JUDGES * complete(pipeline))
+    asked, votes = pipeline.run()
+    assert (asked, votes) == (RESPONSES, len(votes_of(pipeline)))
     assert pipeline.run() == (0, 0)
+
+
+def test_half_of_the_instructions_get_planted_pairs(pipeline: Pipeline) -> None:
+    pipeline.params["judging"]["control"] = 0.0
+    pipeline.run()
+    without = votes_of(pipeline)
+    pipeline.params["judging"]["control"] = 0.5
+    asked, votes = pipeline.run()
+    assert (asked, votes) == (0, len(votes_of(pipeline) - without))
+    for name in pipeline.params["judges"]:
+        rows = records.read(pipeline.folder / f"data/controls/{name}.parquet", records.CONTROLS)
+        assert Counter(row["kind"] for row in rows) == dict.fromkeys(controls.KINDS, INSTRUCTIONS // 2)
+        assert {row["reason"] for row in rows if row["kind"] == "wrong_number"} == {"no number"}
+        assert all((row["parse"] is None) == (row["status"] == "filtered") for row in rows)
 
 
 def test_one_more_instruction(pipeline: Pipeline) -> None:
     pipeline.run()
-    before = complete(pipeline)
+    before = votes_of(pipeline)
     pipeline.write_instructions(INSTRUCTIONS + 1)
-    assert pipeline.run() == (MEMBERS * SAMPLES, JUDGES * (complete(pipeline) - before))
+    asked, votes = pipeline.run()
+    assert (asked, votes) == (MEMBERS * SAMPLES, len(votes_of(pipeline) - before))
+    first = [one for one in votes_of(pipeline) - before if not one[-1]]
+    assert len(first) <= JUDGES * (MEMBERS * SAMPLES + len(controls.KINDS) + 1)  # and its neighbour's planted pair
 
 
 def test_one_instruction_less(pipeline: Pipeline) -> None:
     pipeline.run()
+    before = votes_of(pipeline)
     pipeline.write_instructions(INSTRUCTIONS - 1)
-    assert pipeline.run() == (0, 0)
+    asked, votes = pipeline.run()
+    assert (asked, votes) == (0, len(votes_of(pipeline) - before))
+    first = [one for one in votes_of(pipeline) - before if not one[-1]]
+    assert len(first) <= JUDGES * (len(controls.KINDS) + 1)  # another one's planted pairs in the place of its own
 
 
 def test_one_more_member(pipeline: Pipeline) -> None:
     pipeline.run()
-    before = complete(pipeline)
+    before = votes_of(pipeline)
     pipeline.add_model("new")
     pipeline.params["committee"]["new"] = pipeline.params["committee"]["m0"]
-    assert pipeline.run() == (INSTRUCTIONS * SAMPLES, JUDGES * (complete(pipeline) - before))
+    assert pipeline.run() == (INSTRUCTIONS * SAMPLES, len(votes_of(pipeline) - before))
 
 
 def test_one_more_judge(pipeline: Pipeline) -> None:
     pipeline.run()
+    before = votes_of(pipeline)
     pipeline.add_model("new")
     pipeline.params["judges"]["new"] = {"mode": "justify"}
-    assert pipeline.run() == (0, complete(pipeline))
+    asked, votes = pipeline.run()
+    new = votes_of(pipeline) - before
+    assert (asked, votes) == (0, len(new))
+    assert {name for name, *_ in new} == {"new"}
+
+
+def test_another_mode_of_a_judge(pipeline: Pipeline) -> None:
+    pipeline.run()
+    pipeline.params["judges"]["m2"] = {"mode": "score"}
+    asked, votes = pipeline.run()
+    assert (asked, votes) == (0, sum(name == "m2" for name, *_ in votes_of(pipeline)))
 
 
 def test_five_samples_in_place_of_three(pipeline: Pipeline) -> None:
     pipeline.run()
-    before = complete(pipeline)
+    before = votes_of(pipeline)
     for member in pipeline.params["committee"].values():
         member["sampling"] = member["sampling"] | {"samples": 5}
     new = INSTRUCTIONS * MEMBERS * 2
-    assert pipeline.run() == (new, JUDGES * (complete(pipeline) - before))
+    assert pipeline.run() == (new, len(votes_of(pipeline) - before))
     for member in pipeline.params["committee"].values():
         member["sampling"] = member["sampling"] | {"samples": 3}
     assert pipeline.run() == (0, 0)
@@ -143,11 +189,10 @@ def test_five_samples_in_place_of_three(pipeline: Pipeline) -> None:
 
 def test_another_temperature_of_one_member(pipeline: Pipeline) -> None:
     pipeline.run()
+    before = votes_of(pipeline)
     member = pipeline.params["committee"]["m1"]
     member["sampling"] = member["sampling"] | {"temperature": 0.5}
-    asked, votes = pipeline.run()
-    rows = records.read(pipeline.folder / "data/responses/m1.parquet", records.RESPONSES)
-    assert (asked, votes) == (INSTRUCTIONS * SAMPLES, JUDGES * sum(row["status"] == "ok" for row in rows))
+    assert pipeline.run() == (INSTRUCTIONS * SAMPLES, len(votes_of(pipeline) - before))
 
 
 @pytest.mark.parametrize("rule", ["first", "random", "mean"])

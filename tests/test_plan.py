@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fault_server import FaultServer, fault_server
 
+from anamnesis import controls, records
 from anamnesis.ledger import Answer
 from anamnesis.params import Price, RateLimit
 from anamnesis.planning import Range, Terms, forecast, mean_range, total
@@ -130,7 +131,7 @@ def test_the_plan_is_what_the_stages_ask(served_project: Callable[..., Path]) ->
         assert first["respond fake"]["to_ask"] == {"low": 9 * SAMPLES, "high": 9 * SAMPLES}  # 3 of 12 are held out
         assert first["respond smollm2"]["usd"] is None
         assert first["respond fake"]["usd"]["high"] > 0
-        assert first["budget"] == ["budget.requests: 0 of 60 spent; the plan may go over it, up to 94 too much"]
+        assert first["budget"] == ["budget.requests: 0 of 60 spent; the plan may go over it, up to 154 too much"]
         assert not server.tried
 
         piloted = plan(folder, "--pilot", "6")
@@ -149,7 +150,12 @@ def test_the_plan_is_what_the_stages_ask(served_project: Callable[..., Path]) ->
         done = plan(folder)
         assert done["all"]["to_ask"] == {"low": 0, "high": 0}
         assert done["respond smollm2"]["in_ledger"] == GOAL * SAMPLES
-        assert done["judge fake"]["in_ledger"] == (GOAL * SAMPLES * 3 // 4) + 9 * SAMPLES
+        pairs = records.read(folder / "data/controls/fake.parquet", records.CONTROLS)
+        planted = sum(row["text"] is not None for row in pairs)
+        assert planted == 5 * (
+            len(controls.KINDS) - 2
+        )  # half of 9 instructions; no number and no verb in made-up words
+        assert done["judge fake"]["in_ledger"] == (GOAL * SAMPLES * 3 // 4) + 9 * SAMPLES + planted
         assert sum(server.served.values()) - done["all"]["in_ledger"] in range(0, 6 * 4)  # of the pilot, now held out
 
 
