@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -47,9 +48,9 @@ def grouped(judged: Iterable[dict[str, Any]], planted: Iterable[dict[str, Any]])
     return sorted(asked, key=lambda row: (row["instruction_id"], row["response_id"], row.get("pair_id", "")))
 
 
-def calls_of(params: Params, card: Card, rows: Iterable[dict[str, Any]]) -> list[Call]:
+def calls_of(params: Params, card: Card, rows: Iterable[dict[str, Any]], path: str | Path = PROMPT) -> list[Call]:
     """A judge's first call for each pair of `instruction` and `text`."""
-    prompt, judge = judging.load_prompt(PROMPT), params.judges[card.name]
+    prompt, judge = judging.load_prompt(path), params.judges[card.name]
     local = card.kind == "local"
     conversations = [judging.judge_messages(prompt, row["instruction"], row["text"], params.seed) for row in rows]
     if judge.mode != "expected":

@@ -1,5 +1,6 @@
 """What one change of params.yaml costs in calls, to the call: never more than what is new."""
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -9,9 +10,10 @@ from typing import Any
 import pytest
 import yaml
 from asking import QUICK, card
-from fault_server import FaultServer, fault_server
+from fault_server import FaultServer, fault_server, reply_to
 
 from anamnesis import controls, records
+from anamnesis.errors import QUALITY, UserError
 from stages import judge, respond, select
 
 INSTRUCTIONS, MEMBERS, JUDGES, SAMPLES = 10, 3, 2, 3
@@ -201,3 +203,32 @@ def test_a_new_rule_of_selection(rule: str, pipeline: Pipeline) -> None:
     pipeline.add_variant("another", rule)
     assert pipeline.run() == (0, 0)
     assert (pipeline.folder / "data/selected/another.parquet").exists()
+
+
+def test_a_judge_that_can_not_be_read_fails_with_advice_and_loses_nothing(pipeline: Pipeline) -> None:
+    def chatty(body: dict[str, Any], tries: int) -> tuple[int, dict[str, str], bytes] | None:
+        if not any("Score: <rating>" in message["content"] for message in body["messages"]):
+            return None
+        reply = reply_to(body, "/v1/chat/completions")
+        reply["choices"][0]["message"]["content"] = "What a nice answer! I would give it a 5."
+        return 200, {}, json.dumps(reply).encode()
+
+    pipeline.server.fault = chatty
+    for again in (False, True):
+        before = pipeline.server.tried.total()
+        with pytest.raises(
+            UserError, match=r"judge m2: 0% of \d+ replies hold a score.*set judges.m2.mode to"
+        ) as error:
+            pipeline.run()
+        assert error.value.code == QUALITY
+        assert (pipeline.server.tried.total() == before) == again  # a rerun asks nobody
+        rows = records.read(pipeline.folder / "data/judgments/m2.parquet", records.JUDGMENTS)
+        assert {(row["score"], row["status"], row["reason"]) for row in rows} == {
+            (None, "failed", "no readable last line")
+        }
+        assert {row["justification"] for row in rows} == {"What a nice answer! I would give it a 5."}
+    pipeline.server.fault = lambda body, tries: None
+    pipeline.params["judges"]["m2"] = {"mode": "score"}  # as the advice says: only these votes are asked
+    pipeline.params["judges"]["m1"] = {"mode": "score"}
+    asked, votes = pipeline.run()
+    assert (asked, votes) == (0, len(votes_of(pipeline)))
