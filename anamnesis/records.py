@@ -57,6 +57,21 @@ JUDGMENTS = pa.schema(
         ("reason", pa.string()),
     ]
 )
+CONTROLS = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("judge", pa.string()),
+        ("instruction_id", pa.string()),
+        ("response_id", pa.string()),  # of the genuine response beside it, whose score is in JUDGMENTS
+        ("kind", pa.string()),  # a key of anamnesis.controls.KINDS
+        ("text", pa.string()),  # the planted response; NULL where the genuine one offers no such fault (`filtered`)
+        ("score", pa.float64()),
+        ("parse", pa.string()),  # as in JUDGMENTS; NULL where nothing was asked
+        ("tokens", pa.int64()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
 SELECTED = pa.schema(
     [
         ("instruction_id", pa.string()),
