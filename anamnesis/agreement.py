@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from anamnesis.records import seed_of
-from anamnesis.stats import CONFIDENCE
+from anamnesis.stats import CONFIDENCE, MIN_ITEMS
 
 RATINGS = (1, 2, 3, 4, 5)
 DEFINED = 0.9  # share of resamples in which a figure must be defined for an interval
@@ -64,22 +64,26 @@ class Bootstrap:
     resamples: int
     seed: int
 
-    def weights(self, count: int, name: str) -> Iterator[np.ndarray]:
-        """For each resample, how often each of `count` instructions was drawn."""
-        rng = np.random.default_rng(seed_of("agree", self.seed, name))
+    def weights(self, count: int) -> Iterator[np.ndarray]:
+        """For each resample, how often each of `count` instructions was drawn: the same for every figure."""
+        rng = np.random.default_rng(seed_of("agree", self.seed))
         for _ in range(self.resamples):
             yield np.bincount(rng.integers(0, count, count), minlength=count).astype(float)
 
-    def estimate(self, name: str, statistic: Statistic, sums: np.ndarray, n: int, undefined: str) -> Estimate:
+    def estimate(self, statistic: Statistic, sums: np.ndarray, n: int, undefined: str) -> Estimate:
         """`statistic` of the column sums, with the percentile interval over resampled instructions (rows of `sums`).
 
-        `statistic` takes (..., columns) and gives NaN where it is not defined; `undefined` is then the note.
+        `statistic` takes (..., columns) and gives NaN where it is not defined; `undefined` is then the note. Fewer
+        than MIN_ITEMS instructions give no interval.
         """
         value = float(statistic(sums.sum(axis=0)))
         if not np.isfinite(value):
             return Estimate(None, n=n, note=undefined)
-        draws = np.stack([weights @ sums for weights in self.weights(len(sums), name)])
-        return Estimate(value, *interval(statistic(draws)), n)
+        if sums.any(axis=1).sum() < MIN_ITEMS:
+            return Estimate(value, n=n)
+        draws = np.stack([weights @ sums for weights in self.weights(len(sums))])
+        low, high = interval(statistic(draws))
+        return Estimate(value, low, high, n)
 
 
 def interval(draws: np.ndarray) -> tuple[float, float] | tuple[None, None]:
@@ -157,7 +161,8 @@ def alphas(scored: Scored, bootstrap: Bootstrap) -> dict[str, Estimate]:
     names = ("ordinal", "interval", "centred")
     several = np.isfinite(scored.scores).sum(axis=1) >= 2
     if len(scored.judges) < 2 or not several.any():
-        note = "one judge alone" if len(scored.judges) == 1 else "no judge" if not scored.judges else "no shared votes"
+        alone = {0: "there is no judge", 1: "there is one judge alone"}
+        note = alone.get(len(scored.judges), "no response has two votes")
         return dict.fromkeys(names, Estimate(None, note=note))
     n = int(several.sum())
     known = replace(scored, scores=np.where(several[:, None], scored.scores, np.nan))
@@ -170,11 +175,9 @@ def alphas(scored: Scored, bootstrap: Bootstrap) -> dict[str, Estimate]:
         means = np.nansum(known.scores, axis=0) / np.isfinite(known.scores).sum(axis=0)
     same = "all votes are the same"
     return {
-        "ordinal": bootstrap.estimate("alpha.ordinal", alpha_ordinal, coincidences, n, f"{same} when rounded"),
-        "interval": bootstrap.estimate("alpha.interval", alpha_interval, _moments(known), n, same),
-        "centred": bootstrap.estimate(
-            "alpha.centred", alpha_interval, _moments(replace(known, scores=known.scores - means)), n, same
-        ),
+        "ordinal": bootstrap.estimate(alpha_ordinal, coincidences, n, f"{same} when rounded"),
+        "interval": bootstrap.estimate(alpha_interval, _moments(known), n, same),
+        "centred": bootstrap.estimate(alpha_interval, _moments(replace(known, scores=known.scores - means)), n, same),
     }
 
 
@@ -205,20 +208,19 @@ def pair(scored: Scored, one: int, two: int, orders: pa.Table, bootstrap: Bootst
     """
     a, b = scored.scores[:, one], scored.scores[:, two]
     both = np.isfinite(a) & np.isfinite(b)
-    key, n = f"{scored.judges[one]}.{scored.judges[two]}", int(both.sum())
+    n = int(both.sum())
     if not n:
-        return dict.fromkeys(("kappa", "spearman", "same_order"), Estimate(None, note="no shared votes"))
+        return dict.fromkeys(("kappa", "spearman", "same_order"), Estimate(None, note="no response has a vote of both"))
     x, y = ratings(a), ratings(b)
     squares = scored.sums(np.ones(len(a)), x, y, x * x, y * y, (x - y) ** 2, where=both)
     found = {
-        "kappa": bootstrap.estimate(f"{key}.kappa", kappa, squares, n, "both rounded to one and the same rating"),
-        "spearman": spearman(scored.instruction[both], a[both], b[both], len(scored.ids), f"{key}.spearman", bootstrap),
+        "kappa": bootstrap.estimate(kappa, squares, n, "both rounded to one and the same rating"),
+        "spearman": spearman(scored.instruction[both], a[both], b[both], len(scored.ids), bootstrap),
     }
     ours = orders.filter((pc.field("one") == one) & (pc.field("two") == two))
     counts = np.zeros((len(scored.ids), 2))
     counts[scored.places(ours["instruction_id"])] = np.stack([ours["same"], ours["pairs"]], axis=1)
     found["same_order"] = bootstrap.estimate(
-        f"{key}.same_order",
         lambda sums: divide(sums[..., 0], sums[..., 1]),
         counts,
         int(counts[:, 1].sum()),
@@ -227,9 +229,7 @@ def pair(scored: Scored, one: int, two: int, orders: pa.Table, bootstrap: Bootst
     return found
 
 
-def spearman(
-    groups: np.ndarray, a: np.ndarray, b: np.ndarray, count: int, name: str, bootstrap: Bootstrap
-) -> Estimate:
+def spearman(groups: np.ndarray, a: np.ndarray, b: np.ndarray, count: int, bootstrap: Bootstrap) -> Estimate:
     """Spearman's rank correlation; every resample of the `count` instructions is ranked anew."""
     if np.ptp(a) < TINY or np.ptp(b) < TINY:
         return Estimate(None, n=len(a), note="one of them gave every response the same score")
@@ -241,9 +241,12 @@ def spearman(
         spread = (weights * x * x).sum() * (weights * y * y).sum()
         return float(divide((weights * x * y).sum(), np.sqrt(spread)))
 
-    resampled = (weights[groups] for weights in bootstrap.weights(count, name))
+    if len(np.unique(groups)) < MIN_ITEMS:
+        return Estimate(correlation(np.ones(len(a))), n=len(a))
+    resampled = (weights[groups] for weights in bootstrap.weights(count))
     draws = [correlation(weights) if weights.any() else np.nan for weights in resampled]
-    return Estimate(correlation(np.ones(len(a))), *interval(np.array(draws)), len(a))
+    low, high = interval(np.array(draws))
+    return Estimate(correlation(np.ones(len(a))), low, high, len(a))
 
 
 @dataclass(frozen=True)

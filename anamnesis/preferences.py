@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from anamnesis.agreement import Bootstrap, Estimate, Scored, divide
+from anamnesis.agreement import RATINGS, Bootstrap, Estimate, Scored, divide
 from anamnesis.stats import CONFIDENCE
 
 BOTH = "the other judge is the other author: this is the preference of both, added up"
@@ -28,11 +28,11 @@ def self_preference(scored: Scored, judge: int, bootstrap: Bootstrap) -> Estimat
     own = scored.member == name
     others = [k for k in range(len(scored.judges)) if k != judge]
     if not own.any():
-        return Estimate(None, note="wrote no response")
+        return Estimate(None, note="it wrote no judged response")
     if not others:
-        return Estimate(None, note="no other judge")
+        return Estimate(None, note="there is no other judge")
     if own.all():
-        return Estimate(None, note="wrote every response")
+        return Estimate(None, note="it wrote every response")
     gaps = scored.scores[:, [judge]] - scored.scores
     there = np.isfinite(gaps)
     neutral = {k: ~own & (scored.member != scored.judges[k]) for k in others}
@@ -43,7 +43,7 @@ def self_preference(scored: Scored, judge: int, bootstrap: Bootstrap) -> Estimat
         used = [k for k in others if (own & there[:, k]).any() and (neutral[k] & there[:, k]).any()]
         note = BOTH
     if not used:
-        return Estimate(None, note="no shared votes")
+        return Estimate(None, note="no response has its vote and another one")
     columns = []
     for k in used:
         for side in (own, neutral[k]):
@@ -55,7 +55,7 @@ def self_preference(scored: Scored, judge: int, bootstrap: Bootstrap) -> Estimat
         return (divide(parts[..., 0], parts[..., 1]) - divide(parts[..., 2], parts[..., 3])).mean(axis=-1)
 
     n = int((own & there[:, used].any(axis=1)).sum())
-    found = bootstrap.estimate(f"{name}.self_preference", preference, scored.sums(*columns), n, "no shared votes")
+    found = bootstrap.estimate(preference, scored.sums(*columns), n, "no response has its vote and another one")
     return Estimate(found.value, found.low, found.high, found.n, note)
 
 
@@ -71,7 +71,6 @@ def length_slope(scored: Scored, judge: int, bootstrap: Bootstrap) -> Estimate:
     means = divide(sums[:, 1:], sums[:, :1])[scored.instruction]
     x, y = lengths - means[:, 0], scores - means[:, 1]
     return bootstrap.estimate(
-        f"{scored.judges[judge]}.length_slope",
         lambda found: divide(found[..., 0], found[..., 1]),
         scored.sums(x * y, x * x, where=there),
         int(there.sum()),
@@ -111,11 +110,12 @@ def wins(winners: Sequence[dict[str, Any]], member: str, bootstrap: Bootstrap) -
     """
     rows = [row for row in winners if row["dropped"] == ""]
     if not rows:
-        return dict.fromkeys(("win_share", "win_chance", "win_excess"), Estimate(None, note="no instruction was decided"))
+        return dict.fromkeys(
+            ("win_share", "win_chance", "win_excess"), Estimate(None, note="no instruction was decided")
+        )
     won = np.array([float(row["member"] == member) for row in rows])
     chance = np.array([row["candidates"].count(member) / len(row["candidates"]) for row in rows])
     excess = bootstrap.estimate(
-        f"{member}.win_excess",
         lambda sums: divide(sums[..., 0], sums[..., 1]),
         np.stack([won - chance, np.ones(len(rows))], axis=1),
         len(rows),
@@ -138,12 +138,12 @@ def votes(counts: pa.Table, judge: str, scored: Scored) -> dict[str, Estimate]:
     found = {
         "asked": Estimate(asked, n=asked),
         "missing": Estimate(asked - given, n=asked),
-        "parse_rate": share(given, asked, "was asked about nothing"),
+        "parse_rate": share(given, asked, "it was asked about no response"),
     }
     for rung in sorted({row["parse"] for row in rows if row["rating"]}):
         read = sum(row["votes"] for row in rows if row["parse"] == rung and row["rating"])
         found[f"rung.{rung}"] = Estimate(read, n=asked)
-    for rating in range(1, 6):
+    for rating in RATINGS:
         found[f"rating.{rating}"] = Estimate(sum(row["votes"] for row in rows if row["rating"] == rating), n=given)
     none = Estimate(None, note="no votes")
     return found | {

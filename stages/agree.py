@@ -35,22 +35,22 @@ def rows_of(about: str, subject: str, other: str, found: dict[str, Estimate]) ->
 def agree(
     responses: pa.Table,
     judgments: pa.Table,
+    planted: pa.Table,
+    instructions: pa.Table,
     *,
     members: list[str],
     judges: list[str],
     min_votes: int,
     bootstrap: Bootstrap,
 ) -> list[dict[str, Any]]:
-    """Every figure about the judges and the members, but for the control pairs."""
+    """Every figure, as rows of `records.AGREEMENT`; tables as in records.py, all members and judges together."""
     panel = {"judges": judges}
     parameters = panel | {"members": members}
     table = sql.run(
         sql.statement("stages/sql/agree_scores.sql"), {"responses": responses, "judgments": judgments}, parameters
     )
     scored = agreement.scored_of(table, judges)
-    votes = sql.run(
-        sql.statement("stages/sql/agree_votes.sql"), {"scored": table, "judgments": judgments}, panel
-    )
+    votes = sql.run(sql.statement("stages/sql/agree_votes.sql"), {"scored": table, "judgments": judgments}, panel)
     orders = sql.run(sql.statement("stages/sql/agree_orders.sql"), {"scored": table}, {})
     winners = sql.run(
         sql.statement("stages/sql/agree_winners.sql"),
@@ -68,6 +68,19 @@ def agree(
         rows += rows_of("pair", judges[one], judges[two], agreement.pair(scored, one, two, orders, bootstrap))
     for member in members:
         rows += rows_of("member", member, "", preferences.wins(winners, member, bootstrap))
+    return rows + control_rows(
+        controls.auc_rows(judgments, planted, responses, instructions, bootstrap.resamples, bootstrap.seed)
+    )
+
+
+def control_rows(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What `controls.auc_rows` found as rows of `records.AGREEMENT`; the note of an AUC is its sentence."""
+    rows = []
+    for row in found:
+        estimates = {"auc": Estimate(row["auc"], row["low"], row["high"], row["n"], controls.sentence(row))}
+        for name in ("length_auc", "overlap_auc"):
+            estimates[name] = Estimate(row[name], n=row["n"], note=None if row["n"] else "no pair has both votes")
+        rows += rows_of("control", row["judge"], row["kind"], estimates)
     return rows
 
 
@@ -87,10 +100,14 @@ def main() -> None:
     members, judges = params.members(), params.enabled_judges()
     responses = _all("data/responses", members, records.RESPONSES)
     judgments = _all("data/judgments", judges, records.JUDGMENTS)
+    planted = _all("data/controls", judges, records.CONTROLS)
+    instructions = records.read_table("data/instructions.parquet", records.INSTRUCTIONS)
     bootstrap = Bootstrap(params.report.bootstrap, params.seed)
     rows = agree(
         responses,
         judgments,
+        planted,
+        instructions,
         members=members,
         judges=judges,
         min_votes=params.select.min_votes,
