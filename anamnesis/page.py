@@ -83,8 +83,10 @@ def markdown(account: Account) -> str:
     blocks.append("## Can the judges be trusted?")
     told_judges = [*account.trust.sentences, *account.trust.control_sentences]
     blocks.append("\n".join(_wrapped(f"- {text}", "") for text in told_judges))
-    tables = [table for table in account.trust.tables if table.name in ("agreement", "preferences")]
-    blocks += [results.markdown_table(table.header, table.lines, table.numbers) for table in tables]
+    for table in account.trust.tables:
+        if table.name in ("agreement", "preferences"):
+            short = [[cell.partition(":")[0] for cell in line] for line in table.lines]  # the reasons are in sentences
+            blocks.append(results.markdown_table(table.header, short, table.numbers))
     blocks.append("The page with figures and examples: report.html")
     return "\n\n".join(blocks) + "\n"
 

@@ -3,7 +3,7 @@ SELECT
     judge,
     coalesce(parse, 'unnamed') AS parse,
     -- Half a point up, as anamnesis.agreement.ratings does; 0 stands for a missing vote.
-    coalesce(least(5, greatest(1, floor(score + 0.5)))::INTEGER, 0) AS rating,
+    CASE WHEN score IS NULL THEN 0 ELSE least(5, greatest(1, floor(score + 0.5)))::INTEGER END AS rating,
     count(*) AS votes
 FROM judgments
 WHERE
