@@ -236,10 +236,10 @@ def spearman(groups: np.ndarray, a: np.ndarray, b: np.ndarray, count: int, boots
     ordered = [_Ranked.of(values) for values in (a, b)]
 
     def correlation(weights: np.ndarray) -> float:
-        x, y = (values.ranks(weights) for values in ordered)
-        x, y = x - np.average(x, weights=weights), y - np.average(y, weights=weights)
-        spread = (weights * x * x).sum() * (weights * y * y).sum()
-        return float(divide((weights * x * y).sum(), np.sqrt(spread)))
+        middle = (weights.sum() + 1) / 2
+        x, y = (values.ranks(weights) - middle for values in ordered)
+        weighted = weights * x
+        return float(divide(weighted @ y, np.sqrt((weighted @ x) * (weights @ (y * y)))))
 
     if len(np.unique(groups)) < MIN_ITEMS:
         return Estimate(correlation(np.ones(len(a))), n=len(a))

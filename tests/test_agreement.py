@@ -393,7 +393,8 @@ def test_a_favoured_member_wins_more_than_its_share_of_the_candidates() -> None:
     assert found["member.b.win_chance"]["value"] == pytest.approx(1 / 3)
     assert found["member.b.win_excess"]["low"] > 0 > found["member.a.win_excess"]["high"]
     section = trust.trust(list(found.values()), ["x", "y"], MEMBERS)
-    assert [text for text in section.sentences if "picked more often than by chance" in text][0].startswith("Member b")
+    (favoured,) = (text for text in section.sentences if "picked more often than by chance" in text)
+    assert favoured.startswith("Member b")
     assert next(table for table in section.tables if table.name == "favoured").lines[0][0] == "b"
 
 
