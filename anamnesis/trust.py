@@ -288,11 +288,8 @@ def _members(found: _Rows, members: Sequence[str]) -> Table:
     for member in order:
         share, chance = (found.get("member", name, member) for name in ("win_share", "win_chance"))
         if share["value"] is not None:
-            points = [
-                None if rows[member][end] is None else 100 * rows[member][end] for end in ("value", "low", "high")
-            ]
-            excess = told(dict(zip(("value", "low", "high"), points, strict=True)), 0, sign=True)
-            lines.append([member, str(share["n"]), _share(share), f"{100 * chance['value']:.0f} %", excess])
+            found_by_chance = f"{100 * chance['value']:.0f} %"
+            lines.append([member, str(share["n"]), _share(share), found_by_chance, told(rows[member], sign=True)])
     header = ["member", "winners", "wrote of them", "of the candidates", "difference of the shares"]
     caption = "Who wins under rule mean, all judges and all members together, the most favoured first"
     return Table("favoured", caption, header, lines, (1, 3))
