@@ -9,6 +9,7 @@ from anamnesis import results, tallies
 from anamnesis.instruction_types import count_types, instruction_type
 from anamnesis.params import Params
 from anamnesis.results import Results
+from anamnesis.trust import Trust, trust
 
 EXAMPLES = 6
 
@@ -47,6 +48,7 @@ class Account:
     members: list[tallies.MemberTally]
     member_drops: dict[str, list[tallies.Drop]]
     judges: list[tallies.JudgeTally]
+    trust: Trust
     contests: list[tallies.Contest]
     select_drops: dict[str, list[tallies.Drop]]
     parts: dict[str, list[tallies.Part]]
@@ -75,6 +77,7 @@ def account(
     mixed: Mapping[str, Rows],
     samples: Mapping[str, results.Samples],
     curves: Mapping[str, Sequence[tuple[int, float]]],
+    agreement: Rows,
 ) -> Account:
     """Count and compare. Rows are those of records.py by member, judge or variant; `samples` has `base` as well.
 
@@ -94,6 +97,7 @@ def account(
         members=tallies.members(responses),
         member_drops={member: tallies.drops(rows) for member, rows in responses.items()},
         judges=tallies.judges(judgments, responses),
+        trust=trust(agreement, params.enabled_judges(), params.members()),
         contests=contests,
         select_drops={name: tallies.drops(rows) for name, rows in selected.items()},
         parts={name: tallies.composition(rows) for name, rows in mixed.items()},

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from anamnesis import figures, results, tallies
 from anamnesis.accounts import Account
+from anamnesis.forest import forest
 from anamnesis.params import Model, Params
 from anamnesis.results import Results, Row
 from anamnesis.stats import MIN_ITEMS, Comparison
@@ -79,6 +80,13 @@ def markdown(account: Account) -> str:
     blocks.append("## Instructions and votes")
     told_counts = [probe_sentence(account.funnel), *map(votes_sentence, account.judges)]
     blocks.append("\n".join(_wrapped(f"- {text}", "") for text in told_counts))
+    blocks.append("## Can the judges be trusted?")
+    told_judges = [*account.trust.sentences, *account.trust.control_sentences]
+    blocks.append("\n".join(_wrapped(f"- {text}", "") for text in told_judges))
+    for table in account.trust.tables:
+        if table.name in ("agreement", "preferences"):
+            short = [[cell.partition(":")[0] for cell in line] for line in table.lines]  # the reasons are in sentences
+            blocks.append(results.markdown_table(table.header, short, table.numbers))
     blocks.append("The page with figures and examples: report.html")
     return "\n\n".join(blocks) + "\n"
 
@@ -228,6 +236,12 @@ def _figures(account: Account) -> dict[str, figures.Figure]:
         drawn["types"] = figures.types(account.types)
     if account.judges:
         drawn["scores"] = figures.score_histograms({judge.judge: judge.scores for judge in account.judges})
+    if agreeing := account.trust.agreeing:
+        unit = "share of pairs in the same order"
+        drawn["agreeing"] = forest("figure-agreeing", "Do two judges prefer the same response?", unit, agreeing, 0.5)
+    if telling := account.trust.telling:
+        unit, title = "AUC, genuine against planted", "Can a judge tell a planted response?"
+        drawn["telling"] = forest("figure-telling", title, unit, telling, 0.5, "length and word overlap alone")
     return drawn
 
 

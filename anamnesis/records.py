@@ -88,6 +88,19 @@ SELECTED = pa.schema(
         ("reason", pa.string()),
     ]
 )
+AGREEMENT = pa.schema(
+    [
+        ("about", pa.string()),  # alpha, judge, pair, member or control
+        ("subject", pa.string()),  # the judge or member; empty for alpha
+        ("other", pa.string()),  # pair: the other judge; control: the kind of planted response; else empty
+        ("figure", pa.string()),
+        ("value", pa.float64()),  # NULL where it is not defined
+        ("low", pa.float64()),  # the 95 % interval; NULL where there is none
+        ("high", pa.float64()),
+        ("n", pa.int64()),  # what the figure was made from
+        ("note", pa.string()),  # why there is no value, or how to read it
+    ]
+)
 HELDOUT = pa.schema([("instruction_id", pa.string()), ("messages", MESSAGES)])
 DOMAIN_TRAIN = pa.schema(
     [

@@ -41,6 +41,7 @@ def read(params: Params) -> accounts.Account:
         samples={
             name: records.read(f"data/samples/{name}.parquet", records.SAMPLES) for name in ("base", *params.variants)
         },
+        agreement=records.read("data/agreement.parquet", records.AGREEMENT),
         curves={name: read_curve(f"metrics/train/{name}.csv") for name in params.variants},
     )
 

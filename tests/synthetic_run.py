@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import yaml
 
-from anamnesis import records
+from anamnesis import controls, records
+from anamnesis.agreement import Bootstrap
 from anamnesis.params import Params
 from anamnesis.records import digest
+from stages import agree
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -132,6 +135,19 @@ def judgment_rows(
     return rows
 
 
+def control_rows(
+    rng: random.Random, judge: str, judged: list[dict[str, Any]], texts: dict[str, str], level: float
+) -> list[dict[str, Any]]:
+    """Planted responses, scored a little lower than genuine ones."""
+    rows = []
+    for row in controls.plant([row | {"instruction": texts[row["instruction_id"]]} for row in judged], 0.5, 17):
+        ok = row["status"] == "ok"
+        score = round(min(5.0, max(1.0, rng.gauss(level - 0.2, 0.4))), 6) if ok else None
+        given = {"judge": judge, "score": score, "parse": "logprobs" if ok else None, "tokens": 1 if ok else 0}
+        rows.append({name: (row | given)[name] for name in records.CONTROLS.names})
+    return rows
+
+
 def selected_rows(
     variant: dict[str, Any], instructions: list[dict[str, Any]], responses: list[dict[str, Any]], votes: dict[str, Any]
 ) -> list[dict[str, Any]]:
@@ -236,12 +252,28 @@ def write_run(root: Path, raw: dict[str, Any], measures: list[str] | None = None
         records.write(data / f"responses/{member}.parquet", rows, records.RESPONSES, ["response_id"])
         answers += rows
     votes: dict[str, float] = {}
+    tables: dict[str, list[dict[str, Any]]] = {"judgments": [], "controls": []}
+    texts = {row["instruction_id"]: row["text"] for row in probed}
     for i, judge in enumerate(params.enabled_judges()):
         judged = [row for row in answers if row["status"] == "ok" and row["instruction_id"] not in held_out(probed)]
         rows = judgment_rows(rng, judge, judged, 3.0 + 0.5 * i)
         records.write(data / f"judgments/{judge}.parquet", rows, records.JUDGMENTS, ["response_id"])
         for row in rows:
             votes[row["response_id"]] = votes.get(row["response_id"], 0.0) + (row["score"] or 0.0)
+        planted = control_rows(rng, judge, judged, texts, 3.0 + 0.5 * i)
+        records.write(data / f"controls/{judge}.parquet", planted, records.CONTROLS, ["pair_id"])
+        tables = {"judgments": tables["judgments"] + rows, "controls": tables["controls"] + planted}
+    figures = agree.agree(
+        pa.Table.from_pylist(answers, records.RESPONSES),
+        pa.Table.from_pylist(tables["judgments"], records.JUDGMENTS),
+        pa.Table.from_pylist(tables["controls"], records.CONTROLS),
+        pa.Table.from_pylist(probed, records.INSTRUCTIONS),
+        members=params.members(),
+        judges=params.enabled_judges(),
+        min_votes=1,
+        bootstrap=Bootstrap(100, params.seed),
+    )
+    records.write(data / "agreement.parquet", figures, records.AGREEMENT, agree.KEY)
     measures = list(LEVELS) if measures is None else measures
     records.write(data / "samples/base.parquet", sample_rows("base", False, measures), records.SAMPLES, SAMPLE_KEY)
     for i, (name, variant) in enumerate(raw["variants"].items()):

@@ -129,7 +129,7 @@ def test_one_line_drops_a_member(default_params: dict[str, Any], tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "stage", ["models", "domain", "probe", "respond", "judge", "select", "mix", "train", "evaluate", "report"]
+    "stage", ["models", "domain", "probe", "respond", "judge", "select", "agree", "mix", "train", "evaluate", "report"]
 )
 def test_every_stage_stops_at_once_with_code_2(stage: str, default_params: dict[str, Any], tmp_path: Path) -> None:
     for name in ("anamnesis", "stages", "prompts", "conf"):

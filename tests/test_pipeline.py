@@ -85,6 +85,7 @@ IN_DATA = {  # what a stage reads of these sections is in the files it depends o
     "judge": {"judges", "models"},
     "probe": {"models"},
     "select": {"models"},
+    "agree": {"committee", "models"},
     "mix": {"domain", "probe"},  # for the advice in an error only
     "train": {"models", "variants"},
     "evaluate": {"models", "variants"},

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from synthetic_run import HOSTILE, LEVELS, ROOT, load_params, write_run
 
-from anamnesis import figures, page, probing, records, results, tallies
+from anamnesis import controls, figures, page, probing, records, results, tallies
 from anamnesis import params as settings
 from anamnesis.errors import UserError
 from anamnesis.instruction_types import TYPES, count_types, instruction_type
@@ -107,7 +107,8 @@ def summary_of(root: Path) -> dict[str, Any]:
 
 def markdown_rows(root: Path) -> list[list[str]]:
     """measure label, model, value, difference, verdict of every line of the result table."""
-    lines = [line for line in (root / "report.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    text, _, _ = (root / "report.md").read_text(encoding="utf-8").partition("## Can the judges be trusted?")
+    lines = [line for line in text.splitlines() if line.startswith("|")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
     label = ""
     for row in rows:
@@ -213,8 +214,8 @@ def test_page_can_be_read_without_seeing_it(tree: Tree) -> None:
     assert ("html", "lang", "en") in tree.attributes
     assert tree.tags["h1"] == 1
     assert tree.tags["table"] == tree.tags["caption"] >= 8
-    assert tree.tags["svg"] == 5
-    assert tree.tags["desc"] == 5
+    assert tree.tags["svg"] == 7
+    assert tree.tags["desc"] == 7
     scopes = Counter(value for tag, key, value in tree.attributes if tag == "th" and key == "scope")
     assert sum(scopes.values()) == tree.tags["th"]
     regions = [value for _, key, value in tree.attributes if (key, value) == ("role", "region")]
@@ -224,7 +225,7 @@ def test_page_can_be_read_without_seeing_it(tree: Tree) -> None:
 def test_figures_have_the_colours_of_the_page(root: Path) -> None:
     html = (root / "report.html").read_text(encoding="utf-8")
     drawings = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
-    assert len(drawings) == 5
+    assert len(drawings) == 7
     for drawing in drawings:
         assert not re.search(r"#[0-9a-f]{6}\b", drawing), "a colour that dark mode can't change"
         assert "font-family" not in drawing
@@ -277,6 +278,41 @@ def test_markdown_page_and_summary_agree(root: Path, tree: Tree) -> None:
             assert low > 0 or high < 0
             assert (verdict == "better") == ((low > 0) == MEASURES[measure].higher_is_better)
         assert f"n = {flat[f'{key}.n']}" in next(start for start in cells if start.startswith(label))
+
+
+def test_what_is_said_of_the_judges_is_in_page_markdown_and_file(root: Path, tree: Tree) -> None:
+    rows = records.read(root / "data/agreement.parquet", records.AGREEMENT)
+    found = {(row["about"], row["subject"], row["other"], row["figure"]): row for row in rows}
+    page_text = " ".join("".join(tree.texts).replace("\u2212", "-").split())
+    text = " ".join((root / "report.md").read_text(encoding="utf-8").split())
+    for said in (page_text, text):
+        assert "Can the judges be trusted?" in said
+        for judge in ("smollm2", "qwen-coder"):
+            row = found["judge", judge, "", "length_slope"]
+            assert f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] points for twice the length" in said
+            assert found["control", judge, "evasive", "auc"]["note"] in said
+    (pair,) = tree.cells["agreement"][1:]
+    row = found["pair", "smollm2", "qwen-coder", "kappa"]
+    assert numbers(pair[3]) == pytest.approx([row["value"], row["low"], row["high"]], abs=6e-3)
+    for line in tree.cells["ratings"][1:]:
+        counts = [found["judge", line[0], "", f"rating.{rating}"]["value"] for rating in range(1, 6)]
+        assert [float(cell) for cell in line[2:7]] == counts
+        assert sum(counts) == summary_of(root)[f"judge.{line[0]}.scored"]
+    assert len(tree.cells["controls"]) == 1 + 2 * len(controls.KINDS)
+
+
+@pytest.mark.parametrize("judges", [{}, {"smollm2": {"mode": "expected"}}])
+def test_few_judges_are_said_to_be_few(tmp_path: Path, judges: dict[str, Any]) -> None:
+    raw = load_params()
+    raw["judges"] = judges
+    raw["variants"] = {"domain-only": {"rehearsal": "none"}}
+    write_run(tmp_path, raw)
+    make(tmp_path)
+    for name in ("report.md", "report.html"):
+        text = " ".join((tmp_path / name).read_text(encoding="utf-8").split())
+        assert f"there is {'one judge alone' if judges else 'no judge'}" in text
+        assert not re.search(r"\bnan\b", text)
+    assert "figure-agreeing" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_frontier_runs_the_right_way(root: Path) -> None:
