@@ -24,7 +24,10 @@ from anamnesis.wire import DIGITS, Call, Outcome
 
 LAST_LINE = re.compile(r"Score: ?([1-5])")
 SCORE_LINE = "Score: [1-5]"
-CONSTRAINT = rf"[^\n]{{10,400}}\n{SCORE_LINE}"
+# One or two sentences and the score line. No counted repetition: xgrammar needs seconds for `[^\n]{10,400}`, and vLLM
+# gives up after five.
+SENTENCE = "[^\\n.!?。！？]+[.!?。！？]"
+CONSTRAINT = rf"{SENTENCE}( ?{SENTENCE})?\n{SCORE_LINE}"
 SHORT = "Write no reason this time. Reply with the last line only."
 REASK = "Your last line was not in the form asked for. Reply with that one line and nothing else:\nScore: <rating>"
 LEAST_MASS = 0.05  # of probability on 1..5, below which the reply says nothing about the score

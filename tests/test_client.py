@@ -545,6 +545,7 @@ def test_kill_9_repeats_no_finished_call_and_changes_no_byte(
         params["models"]["fake"] = {"base_url": server.base_url, "model": "fake"}
         params["committee"] = {"smollm2": {}, "fake": {"sampling": {"samples": 2}}}
         params["judges"] = {"fake": {"mode": "justify"}}
+        params["judging"]["control"] = 0.0  # tests/test_counts.py counts planted pairs
         params["variants"] = {"domain-only": {"rehearsal": "none"}}
         params["requests"]["concurrency"] = concurrency
         params["select"]["heldout"] = 0.0

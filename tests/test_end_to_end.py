@@ -190,6 +190,8 @@ def test_one_changed_line_reruns_what_depends_on_it(checkout: Checkout) -> None:
     assert set(checkout.repro()) == AFTER_A_MEMBER
     responses = records.read(checkout.folder / "data/responses/twin.parquet", records.RESPONSES)
     judged = sum(row["status"] == "ok" for row in responses)
+    pairs = records.read(checkout.folder / "data/controls/twin.parquet", records.CONTROLS)
+    judged += sum(row["text"] is not None for row in pairs)
     assert len(responses) == 16  # two of ten instructions are held out: only the target answers those
     assert checkout.calls() - before <= len(responses) + 3 * judged  # two judges, of which one may ask once more
     assert checkout.calls() - before >= len(responses)
@@ -244,7 +246,7 @@ def test_kill_9_in_the_middle_of_asking(checkout: Checkout, tmp_path: Path) -> N
     """A third member and judge behind an endpoint that counts; kills in respond and in judge."""
     in_flight, samples = 2, 6
     far = {"sampling": {"samples": samples, "max_tokens": 50}}
-    outputs = [checkout.folder / f"data/{folder}/far.parquet" for folder in ("responses", "judgments")]
+    outputs = [checkout.folder / f"data/{folder}/far.parquet" for folder in ("responses", "judgments", "controls")]
     with fault_server(FaultServer(delay_s=0.05)) as server:
 
         def add(params: dict[str, Any]) -> None:
@@ -269,6 +271,8 @@ def test_kill_9_in_the_middle_of_asking(checkout: Checkout, tmp_path: Path) -> N
         ]
         votes = {row["response_id"] for row in records.read(outputs[1], records.JUDGMENTS)}
         judged = {(row["instruction_id"], row["text"]) for row in responses if row["response_id"] in votes}
+        pairs = records.read(outputs[2], records.CONTROLS)
+        judged |= {(row["instruction_id"], row["text"]) for row in pairs if row["text"] is not None}
         asked = sum(row["member"] == "far" for row in responses) + len(judged)  # equal responses are judged once
         assert asked > 8 * samples
         assert len(server.served) == asked

@@ -270,7 +270,11 @@ def test_the_second_question_asks_for_the_score_line_alone() -> None:
     messages = [{"role": "user", "content": "grade"}]
     call = justify_call(messages, Judge(mode="justify"), 17, constrained=True)
     short = score_call(messages, Judge(mode="score"), 17, constrained=True)
-    assert call.request["extra_body"]["structured_outputs"]["regex"] == r"[^\n]{10,400}\nScore: [1-5]"
+    regex = call.request["extra_body"]["structured_outputs"]["regex"]
+    for said in ("It helps.\nScore: 4", "It helps twice. Good!\nScore: 1", "很好。\nScore: 5"):
+        assert re.fullmatch(regex, said)
+    for said in ("Score: 4", "It helps\nScore: 4", "It helps.\nScore: 6", "One. Two. Three.\nScore: 4"):
+        assert not re.fullmatch(regex, said)
     assert short.request["extra_body"]["structured_outputs"]["regex"] == "Score: [1-5]"
     assert "extra_body" not in score_call(messages, Judge(mode="score"), 17, constrained=False).request
     for first in (call, short):
