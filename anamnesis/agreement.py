@@ -20,6 +20,9 @@ from anamnesis.stats import CONFIDENCE, MIN_ITEMS
 
 RATINGS = (1, 2, 3, 4, 5)
 DEFINED = 0.9  # share of resamples in which a figure must be defined for an interval
+BLOCKS = 2000  # more instructions than these are drawn in so many blocks: as good an interval, and the cost stays
+RANKED = 20_000_000  # responses ranked for one rank correlation, over all its resamples
+LEAST_RESAMPLES = 200  # and not fewer resamples than these
 TINY = 1e-9  # a spread below this is rounding, not variance
 
 Statistic = Callable[[np.ndarray], Any]
@@ -64,10 +67,10 @@ class Bootstrap:
     resamples: int
     seed: int
 
-    def weights(self, count: int) -> Iterator[np.ndarray]:
+    def weights(self, count: int, resamples: int | None = None) -> Iterator[np.ndarray]:
         """For each resample, how often each of `count` instructions was drawn: the same for every figure."""
         rng = np.random.default_rng(seed_of("agree", self.seed))
-        for _ in range(self.resamples):
+        for _ in range(resamples or self.resamples):
             yield np.bincount(rng.integers(0, count, count), minlength=count).astype(float)
 
     def estimate(self, statistic: Statistic, sums: np.ndarray, n: int, undefined: str) -> Estimate:
@@ -81,7 +84,9 @@ class Bootstrap:
             return Estimate(None, n=n, note=undefined)
         if sums.any(axis=1).sum() < MIN_ITEMS:
             return Estimate(value, n=n)
-        draws = np.stack([weights @ sums for weights in self.weights(len(sums))])
+        blocks = np.zeros((min(len(sums), BLOCKS), sums.shape[1]))
+        np.add.at(blocks, np.arange(len(sums)) % BLOCKS, sums)  # ids are hashes, so their order means nothing
+        draws = np.stack([weights @ blocks for weights in self.weights(len(blocks))])
         low, high = interval(statistic(draws))
         return Estimate(value, low, high, n)
 
@@ -230,7 +235,10 @@ def pair(scored: Scored, one: int, two: int, orders: pa.Table, bootstrap: Bootst
 
 
 def spearman(groups: np.ndarray, a: np.ndarray, b: np.ndarray, count: int, bootstrap: Bootstrap) -> Estimate:
-    """Spearman's rank correlation; every resample of the `count` instructions is ranked anew."""
+    """Spearman's rank correlation; every resample of the `count` instructions is ranked anew.
+
+    That costs: beyond RANKED responses there are fewer resamples, at least LEAST_RESAMPLES.
+    """
     if np.ptp(a) < TINY or np.ptp(b) < TINY:
         return Estimate(None, n=len(a), note="one of them gave every response the same score")
     ordered = [_Ranked.of(values) for values in (a, b)]
@@ -243,7 +251,8 @@ def spearman(groups: np.ndarray, a: np.ndarray, b: np.ndarray, count: int, boots
 
     if len(np.unique(groups)) < MIN_ITEMS:
         return Estimate(correlation(np.ones(len(a))), n=len(a))
-    resampled = (weights[groups] for weights in bootstrap.weights(count))
+    resamples = min(bootstrap.resamples, max(LEAST_RESAMPLES, RANKED // len(a)))
+    resampled = (weights[groups % BLOCKS] for weights in bootstrap.weights(min(count, BLOCKS), resamples))
     draws = [correlation(weights) if weights.any() else np.nan for weights in resampled]
     low, high = interval(np.array(draws))
     return Estimate(correlation(np.ones(len(a))), low, high, len(a))

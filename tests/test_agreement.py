@@ -109,13 +109,27 @@ def test_ratings_round_half_a_point_up() -> None:
     assert agreement.ratings(np.array([1.0, 1.5, 2.499999, 2.5, 4.5, 5.0])).tolist() == [1, 2, 2, 3, 5, 5]
 
 
-def test_the_interval_of_a_mean_is_that_of_its_standard_error() -> None:
-    values = np.random.default_rng(3).normal(0, 1, 400)
-    columns = np.stack([values, np.ones(400)], axis=1)
-    found = Bootstrap(2000, 1).estimate(lambda sums: agreement.divide(sums[..., 0], sums[..., 1]), columns, 400, "")
+@pytest.mark.parametrize("count", [400, 3 * agreement.BLOCKS + 500])
+def test_the_interval_of_a_mean_is_that_of_its_standard_error(count: int) -> None:
+    values = np.random.default_rng(3).normal(0, 1, count)
+    columns = np.stack([values, np.ones(count)], axis=1)
+    found = Bootstrap(2000, 1).estimate(lambda sums: agreement.divide(sums[..., 0], sums[..., 1]), columns, count, "")
     assert found.low is not None
     assert found.high is not None
-    assert found.high - found.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * values.std() / count**0.5, rel=0.1)
+
+
+def test_the_rank_correlation_s_interval_is_fisher_s_for_few_and_for_many() -> None:
+    rng = np.random.default_rng(8)
+    for count in (300, 2 * agreement.BLOCKS):
+        a = rng.normal(0, 1, count)
+        found = agreement.spearman(np.arange(count), a, a + rng.normal(0, 1, count), count, Bootstrap(400, 1))
+        assert found.value is not None
+        assert found.low is not None
+        assert found.high is not None
+        width = np.arctanh(found.high) - np.arctanh(found.low)
+        wanted = 2 * 1.96 * ((1 + found.value**2 / 2) / (count - 3)) ** 0.5  # Bonett and Wright 2000
+        assert width == pytest.approx(wanted, rel=0.2)
 
 
 def test_copies_of_a_response_do_not_narrow_an_interval() -> None:
