@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from anamnesis import sql
 from anamnesis.errors import POOL_TOO_SMALL, UserError
 from anamnesis.params import share
-from anamnesis.records import MIXED
+from anamnesis.records import MIXED, REHEARSAL
 
 Message = dict[str, str]
 
@@ -34,13 +34,19 @@ def needs(total: int, fraction: float, rehearsal: bool) -> tuple[int, int]:
 
 
 def check_pools(
-    total: int, fraction: float, domain: int, rehearsal: Mapping[str, int | None], instructions: int, train: int
+    total: int,
+    fraction: float,
+    domain: int,
+    rehearsal: Mapping[str, int | None],
+    instructions: int,
+    train: int,
+    drawn: Mapping[str, tuple[str, int]] | None = None,
 ) -> None:
     """Raise `UserError` (exit code 6) for the first variant that the pools don't fill.
 
     `domain` is the number of domain rows, `rehearsal` that of kept instructions by variant (None: no rehearsal);
-    `instructions` and `train` are probe.instructions and domain.train, for the advice. The total it names fits every
-    variant.
+    `instructions` and `train` are probe.instructions and domain.train, for the advice; `drawn` has key and value of
+    what to raise for a variant with a rehearsal source. The total it names fits every variant.
     """
 
     def fits(size: int, have: int | None) -> bool:
@@ -60,8 +66,9 @@ def check_pools(
             what, there, fixes = f"{learnt} domain rows", domain, [f"raise domain.train from {train} to {most}"]
         elif have is not None and rehearsed > have:
             what, how, there = f"{rehearsed} rehearsal rows", f"mix.total {total} x (1 - {fraction:g})", have
-            about = math.ceil(instructions * rehearsed / have) if have else 0
-            fixes = [f"raise probe.instructions from {instructions} to about {about}"] if have else []
+            key, value = (drawn or {}).get(variant, ("probe.instructions", instructions))
+            about = math.ceil(value * rehearsed / have) if have else 0
+            fixes = [f"raise {key} from {value} to about {about}"] if have else []
         else:
             continue
         advice = " or ".join(lower + fixes) or "metrics/select.json says why every instruction was dropped"
@@ -81,16 +88,19 @@ def mix_variant(
     seed: int,
     count_tokens: Callable[[Sequence[Message]], int],
     threads: int = 0,
+    drawn: pa.Table | None = None,
 ) -> pa.Table:
-    """Exactly `total` rows of `records.MIXED`; `selected` None means that the variant rehearses nothing.
+    """Exactly `total` rows of `records.MIXED`; with `selected` and `drawn` None the variant rehearses nothing.
 
+    `drawn` are the rows of a rehearsal source (`records.REHEARSAL`), of a variant that takes them as they are.
     `writers` describes the committee's members, `count_tokens` measures one conversation. The pools must have passed
     `check_pools`.
     """
-    learnt, rehearsed = needs(total, fraction, selected is not None)
+    learnt, rehearsed = needs(total, fraction, selected is not None or drawn is not None)
     tables = {
         "domain": domain,
         "selected": selected if selected is not None else _NOTHING_SELECTED,
+        "drawn": drawn if drawn is not None else REHEARSAL.empty_table(),
         "writers": pa.Table.from_pylist([{"member": name, **asdict(one)} for name, one in writers.items()], _WRITERS),
     }
     parameters = {"seed": seed, "domain_rows": learnt, "rehearsal_rows": rehearsed}

@@ -73,6 +73,27 @@ SELECTED = pa.schema(
         ("reason", pa.string()),
     ]
 )
+REHEARSAL = pa.schema(
+    [
+        ("row_id", pa.string()),  # of the source, the split and the row's place in it
+        ("source", pa.string()),  # as params.yaml names it
+        ("messages", MESSAGES),  # NULL for a row that was dropped
+        ("licence", pa.string()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+BORROWED = pa.schema(  # instructions that the committee answers besides the probed ones
+    [
+        ("instruction_id", pa.string()),  # of source and text: no probed instruction has it
+        ("source", pa.string()),
+        ("text", pa.string()),
+        ("licence", pa.string()),
+        ("members", pa.list_(pa.string())),  # who answers it: those of the variants that borrow from the source
+        ("judges", pa.list_(pa.string())),
+        ("samples", pa.int64()),  # of each member, at most
+    ]
+)
 HELDOUT = pa.schema([("instruction_id", pa.string()), ("messages", MESSAGES)])
 DOMAIN_TRAIN = pa.schema(
     [

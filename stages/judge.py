@@ -1,6 +1,7 @@
 """Judge: one judge scores every complete response of the committee, those to held-out instructions excepted.
 
-In: data/instructions.parquet, data/responses/<member>.parquet, models/pretrained/<judge>, the judge's prompt.
+In: data/instructions.parquet, data/borrowed.parquet, data/responses/<member>.parquet, models/pretrained/<judge>, the
+judge's prompt.
 Out: data/judgments/<judge>.parquet; a missing vote is NULL with its reason.
 Run: python -m stages.judge <judge>
 """
@@ -25,12 +26,22 @@ from anamnesis.wire import Call, Outcome
 PROMPT = "prompts/judge.txt"
 
 
-def judged_of(params: Params, instructions: pa.Table, responses: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The complete responses with their `instruction`, those to one together (their prompts share a prefix)."""
+def judged_of(
+    params: Params,
+    judge: str,
+    instructions: pa.Table,
+    borrowed: Iterable[dict[str, Any]],
+    responses: Iterable[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """The complete responses with their `instruction`, those to one together (their prompts share a prefix).
+
+    Responses to borrowed instructions are for the judges of the variants that borrow them.
+    """
     pool = selection.pool_of(
         sql.statement("stages/sql/hold_out.sql"), instructions, params.select.heldout, params.seed
     ).to_pylist()
     text_of = {row["instruction_id"]: row["instruction"] for row in pool if not row["held_out"]}
+    text_of |= {row["instruction_id"]: row["text"] for row in borrowed if judge in row["judges"]}
     judged = [
         row | {"instruction": text_of[row["instruction_id"]]}
         for row in responses
@@ -95,7 +106,8 @@ def main() -> None:
     if params.models[name].enabled:
         instructions = records.read_table("data/instructions.parquet", records.INSTRUCTIONS)
         answers = [records.read(f"data/responses/{member}.parquet", records.RESPONSES) for member in params.members()]
-        judged = judged_of(params, instructions, chain.from_iterable(answers))
+        borrowed = records.read("data/borrowed.parquet", records.BORROWED)
+        judged = judged_of(params, name, instructions, borrowed, chain.from_iterable(answers))
         model_dir = f"models/pretrained/{name}"
         with Ledger() as ledger, Client(model_dir, params, ledger) as client:
             vote = vote_expected if params.judges[name].mode == "expected" else vote_justify
