@@ -194,6 +194,10 @@ def test_borrowed_instructions(pipeline: Pipeline) -> None:
     pipeline.params["variants"]["borrowing"]["judges"] = ["m2", "m1"]
     asked, votes = pipeline.run()
     assert asked == 0
-    theirs = {row["instruction_id"] for row in records.read(pipeline.folder / "data/borrowed.parquet", records.BORROWED)}
-    answers = [records.read(pipeline.folder / f"data/responses/m{i}.parquet", records.RESPONSES) for i in range(MEMBERS)]
+    theirs = {
+        row["instruction_id"] for row in records.read(pipeline.folder / "data/borrowed.parquet", records.BORROWED)
+    }
+    answers = [
+        records.read(pipeline.folder / f"data/responses/m{i}.parquet", records.RESPONSES) for i in range(MEMBERS)
+    ]
     assert votes == sum(row["instruction_id"] in theirs and row["status"] == "ok" for rows in answers for row in rows)

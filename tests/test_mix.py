@@ -201,3 +201,39 @@ def test_counts_add_up() -> None:
     assert counts["tokens.rehearsal"] == 4 * 15  # ask 1, say 1
     assert counts["domain_share.rows"] == 0.25
     assert counts["domain_share.tokens"] == round(10 / 70, 6)
+
+
+def drawn_rows(count: int, dropped: int = 2) -> pa.Table:
+    rows = [
+        {"row_id": records.digest("drawn", i), "source": "wildchat", "licence": "ODC-BY-1.0", "status": "ok",
+         "messages": [{"role": "user", "content": f"real {i}"}, {"role": "assistant", "content": "yes"}]}
+        for i in range(count)
+    ]  # fmt: skip
+    toxic = {"source": "wildchat", "licence": "ODC-BY-1.0", "status": "filtered", "reason": "toxic", "messages": None}
+    rows += [toxic | {"row_id": records.digest("dropped", i)} for i in range(dropped)]
+    return pa.Table.from_pylist(rows, records.REHEARSAL)
+
+
+def test_rows_of_a_source_are_taken_as_they_are() -> None:
+    def mix(total: int, seed: int = 17) -> list[dict[str, Any]]:
+        return mixing.mix_variant(
+            MIX, domain_rows(40), None, WRITERS, total=total, fraction=0.25, seed=seed, count_tokens=count_tokens,
+            drawn=drawn_rows(30),
+        ).to_pylist()  # fmt: skip
+
+    rows = mix(20)
+    theirs = [row for row in rows if row["source"] == "wildchat"]
+    assert (len(rows), len(theirs)) == (20, 15)
+    assert all(row["member"] is None and row["licence"] == "ODC-BY-1.0" for row in theirs)
+    assert all(row["messages"][0]["content"].startswith("real ") for row in theirs)
+    assert {row["row_id"] for row in mix(12)} < {row["row_id"] for row in rows}
+    assert {row["row_id"] for row in mix(20, seed=18)} != {row["row_id"] for row in rows}
+
+
+def test_too_few_rows_of_a_source_name_its_own_key() -> None:
+    with pytest.raises(UserError) as raised:
+        mixing.check_pools(20, 0.25, 40, {"wild": 10}, 500, 40, {"wild": ("rehearsal.rows", 12)})
+    assert str(raised.value) == (
+        "variants.wild: 15 rehearsal rows are needed (mix.total 20 x (1 - 0.25)) and 10 are there; "
+        "lower mix.total to 14 or raise rehearsal.rows from 12 to about 18"
+    )
