@@ -7,7 +7,7 @@ In: the cleaned rows of the domains and of a variant's rehearsal, `mix.total` an
 import fnmatch
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -38,13 +38,13 @@ def check_pools(
     pools: Mapping[str, Mapping[str, int]],
     instructions: int,
     train: int,
-    reconstructed: Iterable[str] | None = None,
+    drawn: Mapping[str, tuple[str, int]] | None = None,
 ) -> None:
     """Raise `UserError` (exit code 6) for the first variant that the pools don't fill.
 
     `pools` has the rows by variant and part; a variant that rehearses has the part `REHEARSAL`. `instructions` and
-    `train` are probe.instructions and domain.train, for the advice; `reconstructed` names the variants whose rehearsal
-    rows come from the probe (None: all). The total it names fits every variant.
+    `train` are probe.instructions and domain.train, for the advice; `drawn` has key and value of what to raise for a
+    variant with a rehearsal source. The total it names fits every variant.
     """
 
     def fits(size: int, pool: Mapping[str, int]) -> bool:
@@ -61,14 +61,11 @@ def check_pools(
             have = pool.get(part, 0)
             if count <= have:
                 continue
-            fixes: list[str] = []
             if part == REHEARSAL:
                 what, how = f"{count} rehearsal rows", f"mix.total {total} x (1 - {sum(fractions.values()):g})"
-                if reconstructed is not None and variant not in reconstructed:
-                    fixes = [f"take more rows of variants.{variant}.rehearsal"] if have else []
-                elif have:
-                    about = math.ceil(instructions * count / have)
-                    fixes = [f"raise probe.instructions from {instructions} to about {about}"]
+                key, value = (drawn or {}).get(variant, ("probe.instructions", instructions))
+                about = math.ceil(value * count / have) if have else 0
+                fixes = [f"raise {key} from {value} to about {about}"] if have else []
             else:
                 other = f"rows of mix.domains.{part.removeprefix(f'{DOMAIN}:')}"
                 what = f"{count} {'domain rows' if part == DOMAIN else other}"
@@ -76,7 +73,7 @@ def check_pools(
                 most = max(needs(total, fractions, REHEARSAL in pool)[part] for pool in pools.values())
                 fixes = [f"raise domain.train from {train} to {train + most - have}" if part == DOMAIN else "add rows"]
             advice = " or ".join(lower + fixes) or (
-                "metrics/select.json and metrics/clean.json say why every instruction was dropped"
+                "metrics/select.json and metrics/clean.json say why every row was dropped"
             )
             line = f"variants.{variant}: {what} are needed ({how}) and {have} are there; {advice}"
             raise UserError(line, POOL_TOO_SMALL)
@@ -139,7 +136,7 @@ def mix_variant(
 
 
 def _fill(pool: pa.Table, parts: Mapping[str, int], count_tokens: Count) -> Rows:
-    """Rows of each part in order, as near to its tokens as they come; a part makes up for what those before it missed."""
+    """Rows of each part in order, as near to its tokens as they come; a part makes up for what earlier ones missed."""
     total, chosen, due, reached = sum(parts.values()), [], 0, 0
     for part, tokens in parts.items():
         due += tokens
@@ -150,13 +147,10 @@ def _fill(pool: pa.Table, parts: Mapping[str, int], count_tokens: Count) -> Rows
         chosen += found
         reached += sum(row["tokens"] for row in found)
         if abs(due - reached) > TOLERANCE * total:
-            what = f"the {part} rows" + (f" have {sum(row['tokens'] for row in found)} tokens" if seen_all else "")
+            there = f"{sum(row['tokens'] for row in found)} are there" if seen_all else "no rows come near that"
             advice = "lower mix.total or add rows" if seen_all else "raise mix.total: they are too long for it"
-            raise UserError(
-                f"mix.total: {tokens} of {total} tokens are due from {what}, and {reached - due + tokens} is as near "
-                f"as they come ({100 * TOLERANCE:g} % of mix.total is allowed); {advice}",
-                POOL_TOO_SMALL,
-            )
+            line = f"mix.total: {tokens} of {total} tokens are due from the {part} rows, and {there}; {advice}"
+            raise UserError(line, POOL_TOO_SMALL)
     return chosen
 
 

@@ -73,6 +73,16 @@ SELECTED = pa.schema(
         ("reason", pa.string()),
     ]
 )
+REHEARSAL = pa.schema(
+    [
+        ("row_id", pa.string()),  # of the source, the split and the row's place in it
+        ("source", pa.string()),  # as params.yaml names it
+        ("messages", MESSAGES),  # NULL for a row that was dropped
+        ("licence", pa.string()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
 HELDOUT = pa.schema([("instruction_id", pa.string()), ("messages", MESSAGES)])
 DOMAIN_TRAIN = pa.schema(
     [
@@ -92,16 +102,6 @@ DOMAIN_TEST = pa.schema(
         ("gold", pa.int64()),  # choice only: index of the right one
         ("answer", pa.string()),  # exact only
         ("category", pa.string()),
-    ]
-)
-REHEARSAL = pa.schema(
-    [
-        ("row_id", pa.string()),
-        ("source", pa.string()),
-        ("messages", MESSAGES),
-        ("licence", pa.string()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
     ]
 )
 CLEANED = pa.schema(

@@ -41,8 +41,7 @@ def main() -> None:
             name: _sizes(domain, False) | ({} if table is None else _sizes(table, True))
             for name, table in cleaned.items()
         }
-        reconstructed = [name for name, variant in params.variants.items() if variant.rehearsal == "reconstructed"]
-        mixing.check_pools(mix.total, fractions, pools, params.probe.instructions, params.domain.train, reconstructed)
+        mixing.check_pools(mix.total, fractions, pools, params.probe.instructions, params.domain.train)
 
     from transformers import AutoTokenizer  # takes seconds: after the check
 
