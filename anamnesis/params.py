@@ -7,6 +7,7 @@
 import difflib
 import re
 import unicodedata
+from collections.abc import Mapping
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +26,8 @@ PYPI_URI = re.compile(r"pypi:([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)#(.+)")  # packag
 HUB_DATA = re.compile(r"hf:([\w.-]+(?:/[\w.-]+)?)@([\w./-]+)")  # repository, revision (refs/convert/parquet is one)
 SERVER = re.compile(r"https?://[^/\s]\S*$")
 ENVIRONMENT_NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
+DOMAIN = "domain"  # the part of a mix, and the source, of the domain's rows; another domain's is domain:<name>
+REHEARSAL = "rehearsal"  # the part of all other rows
 
 
 def _uri(value: str | list[str]) -> str | list[str]:
@@ -81,6 +84,23 @@ Positive = Annotated[int, Field(ge=1)]
 def share(count: int, fraction: float) -> int:
     """`count` x `fraction` rounded half up, on the decimal number that was written (0.35 x 10 is 3.5, so 4)."""
     return int((Decimal(count) * Decimal(repr(fraction))).quantize(Decimal(1), rounding=ROUND_HALF_UP))
+
+
+def needs(total: int, fractions: Mapping[str, float], rehearses: bool) -> dict[str, int]:
+    """How much of `total` each part is: the domains in the order of `fractions`, and rehearsal where there is any.
+
+    A variant without rehearsal is all domain, its domains in the proportion of their fractions. Rounded half up on the
+    running sum, so that the parts add up exactly.
+    """
+    found, before, running = {}, 0, 0.0
+    whole = 1.0 if rehearses else sum(fractions.values()) or 1.0
+    for part, fraction in fractions.items():
+        running += fraction
+        upto = share(total, round(running / whole, 12))
+        found[part], before = upto - before, upto
+    if rehearses:
+        return {**found, REHEARSAL: total - before}
+    return found if before else {**found, DOMAIN: total}
 
 
 class Section(BaseModel):
@@ -276,9 +296,61 @@ class Variant(Section):
         return self.instructions if self.instructions != "probed" else None
 
 
+class Clean(Section):
+    """What is taken out of the rows before the mix; overlap with evaluation items always is."""
+
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = 0.8  # Jaccard of word triples; None: kept
+    evaluation_sets: dict[str, str] = {}  # name: JSONL or Parquet file, or a folder of such, beside our own suite
+    truncated: bool = True  # by the text, where no finish reason is known
+    refused: bool = True
+    languages: list[str] = []  # codes of py3langid, like en; empty: all
+    personal_data: list[str] = []  # kinds of datafog-core, like EMAIL; empty: not looked for
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> "Clean":
+        for name in self.evaluation_sets:
+            if not SLUG.fullmatch(name):
+                raise ValueError(f"evaluation_sets.{name}: a name is lower-case letters, digits and hyphens")
+            if name in ("domain-test", "heldout") or name.startswith("embedded-"):
+                raise ValueError(f"evaluation_sets.{name}: the name is taken by a set of our own")
+        return self
+
+
+class OtherDomain(Section):
+    """Rows of another domain beside the main one: what the model learnt before, say."""
+
+    source: str  # a JSONL or Parquet file, or hf:<repo>@<revision>
+    fraction: Fraction
+    licence: str = "unknown"
+
+
+class Licences(Section):
+    forbid: list[str] = []  # names, with * and ?; case doesn't matter
+
+
 class Mix(Section):
     domain_fraction: Fraction
-    total: Positive  # examples in every variant's training set
+    total: Positive  # of every variant's training set, in `unit`
+    unit: Literal["examples", "tokens"] = "examples"
+    domains: dict[str, OtherDomain] = {}
+    licences: Licences = Licences()
+
+    @model_validator(mode="after")
+    def _domains_fit(self) -> "Mix":
+        for name in self.domains:
+            if not SLUG.fullmatch(name):
+                raise ValueError(f"domains.{name}: a name is lower-case letters, digits and hyphens")
+        fractions = self.fractions().values()
+        if sum(fractions) > 1 + 1e-9:
+            raise ValueError(
+                f"domain_fraction and domains.*.fraction add up to {sum(fractions):g}, which is more than 1"
+            )
+        return self
+
+    def fractions(self) -> dict[str, float]:
+        """The share of each domain in a training set with rehearsal, by the source its rows are mixed under."""
+        others = {f"{DOMAIN}:{name}": domain.fraction for name, domain in self.domains.items()}
+        return {DOMAIN: self.domain_fraction, **others}
 
 
 class Train(Section):
@@ -354,6 +426,7 @@ class Params(Section):
     rehearsal: Rehearsal = Rehearsal()
     select: Select
     variants: dict[str, Variant]
+    clean: Clean = Clean()
     mix: Mix
     train: Train
     evaluate: Evaluate
@@ -421,24 +494,25 @@ class Params(Section):
     @model_validator(mode="after")
     def _sizes_agree(self) -> "Params":
         """What no run could fill or fit is found here, before anything is asked or paid for."""
-        domain = share(self.mix.total, self.mix.domain_fraction)
         probed, drawn = self.probe.instructions, self.rehearsal
-        for name, variant in self.variants.items():
-            rehearses = variant.rehearsal != "none"
+        fractions = self.mix.fractions()
+        for name, variant in self.variants.items() if self.mix.unit == "examples" else ():
+            parts = needs(self.mix.total, fractions, variant.rehearsal != "none")
+            rehearsal, domain = parts.get(REHEARSAL, 0), parts[DOMAIN]
             free, key = probed - share(probed, self.select.heldout), f"probe.instructions ({probed}) are not held out"
             if variant.source:
                 free, key = drawn.rows, f"rehearsal.rows ({drawn.rows}) are drawn"
             elif variant.borrowed:
                 free, key = drawn.instructions, f"rehearsal.instructions ({drawn.instructions}) are answered"
-            if rehearses and self.mix.total - domain > free:
+            if rehearsal > free:
                 raise ValueError(
-                    f"mix.total: {self.mix.total} x (1 - {self.mix.domain_fraction:g}) is {self.mix.total - domain} "
+                    f"mix.total: {self.mix.total} x (1 - {sum(fractions.values()):g}) is {rehearsal} "
                     f"rehearsal rows for variants.{name}, and {free} of {key}; "
                     f"lower mix.total or raise {key.partition(' ')[0]}"
                 )
-            if (domain if rehearses else self.mix.total) > self.domain.train:
+            if domain > self.domain.train:
                 raise ValueError(
-                    f"mix.total: variants.{name} takes {domain if rehearses else self.mix.total} domain rows, and "
+                    f"mix.total: variants.{name} takes {domain} domain rows, and "
                     f"domain.train is {self.domain.train}; lower mix.total or raise domain.train"
                 )
         wanted = {f"committee.{key}.sampling": member.sampling.max_tokens for key, member in self.committee.items()}

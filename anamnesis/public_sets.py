@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PublicSet:
-    """One set on the hub. `form` is one of anamnesis.rehearsal's, `column` holds the turns where the form has any."""
+    """One set on the hub. `form` is one of anamnesis.drawing's, `column` holds the turns where the form has any.
+
+    `licence` has several names, joined by `; `, where parts of the set are under other licences.
+    """
 
     repo: str
     revision: str
@@ -66,7 +69,7 @@ PUBLIC_SETS = {
         revision="6248b175d2ccb5ec7c4aeb22e6d8ee3b21b2c752",
         form="messages",
         column="messages",
-        licence="ODC-BY-1.0, parts CC-BY-NC-4.0 and CC-BY-NC-SA-4.0",
+        licence="ODC-BY-1.0; CC-BY-NC-4.0; CC-BY-NC-SA-4.0",
     ),
     "wildchat": PublicSet(
         repo="allenai/WildChat-1M",

@@ -115,11 +115,23 @@ DOMAIN_TEST = pa.schema(
         ("category", pa.string()),
     ]
 )
+CLEANED = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("order_id", pa.string()),  # what the mix orders by: a pick's instruction_id, any other row's row_id
+        ("messages", MESSAGES),
+        ("source", pa.string()),  # domain, domain:<name>, reconstructed or a rehearsal source
+        ("member", pa.string()),  # who wrote the response; NULL for rows that nobody here wrote
+        ("licence", pa.string()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
 MIXED = pa.schema(
     [
         ("row_id", pa.string()),
         ("messages", MESSAGES),
-        ("source", pa.string()),  # domain, or the rehearsal source
+        ("source", pa.string()),  # domain, domain:<name>, reconstructed or a rehearsal source
         ("member", pa.string()),  # who wrote the response; NULL for domain rows
         ("licence", pa.string()),
         ("tokens", pa.int64()),  # of the rendered conversation, by the target's tokenizer

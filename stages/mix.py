@@ -1,14 +1,12 @@
 """Mix: join domain and rehearsal rows to each variant's training set.
 
-In: data/domain/train.parquet, data/selected/<variant>.parquet, data/rehearsal/<source>.parquet, data/borrowed.parquet,
-the tokenizer in models/pretrained/<target>.
+In: data/domain/cleaned.parquet, data/cleaned/<variant>.parquet, the tokenizer in models/pretrained/<target>.
 Out: data/mixed/<variant>.parquet, metrics/mix.json.
 Run: python -m stages.mix
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,54 +17,12 @@ from anamnesis.errors import run
 from anamnesis.params import Params
 
 
-def main() -> None:
-    params = settings.load()
-    domain = records.read_table("data/domain/train.parquet", records.DOMAIN_TRAIN)
-    selected: dict[str, pa.Table] = {}
-    drawn: dict[str, pa.Table] = {}
-    for name, variant in params.variants.items():
-        if variant.source:
-            drawn[name] = records.read_table(f"data/rehearsal/{variant.source}.parquet", records.REHEARSAL)
-        elif variant.rehearsal == "reconstructed":
-            selected[name] = records.read_table(f"data/selected/{name}.parquet", records.SELECTED)
-    kept = {
-        name: pc.sum(pc.equal(pool["status"], "ok")).as_py() or 0 if pool is not None else None
-        for name in params.variants
-        for pool in [selected.get(name, drawn.get(name))]
-    }
-    total, fraction = params.mix.total, params.mix.domain_fraction
-    mixing.check_pools(
-        total, fraction, domain.num_rows, kept, params.probe.instructions, params.domain.train, knobs(params)
-    )
-
-    from transformers import AutoTokenizer  # takes seconds: after the check
-
-    trusted = params.models[params.target].trust_remote_code
-    tokenizer = AutoTokenizer.from_pretrained(Path("models/pretrained") / params.target, trust_remote_code=trusted)
-
-    def count_tokens(messages: Sequence[mixing.Message]) -> int:
-        return len(tokenizer(chat.render(tokenizer, messages), add_special_tokens=False)["input_ids"])
-
-    statement = sql.statement("stages/sql/mix.sql")
-    borrowed = records.read("data/borrowed.parquet", records.BORROWED)
-    metrics: dict[str, int | float] = {}
-    for name in params.variants:
-        mixed = mixing.mix_variant(
-            statement,
-            domain,
-            selected.get(name),
-            writers(params, name, borrowed),
-            total=total,
-            fraction=fraction,
-            seed=params.seed,
-            count_tokens=count_tokens,
-            drawn=drawn.get(name),
-        )
-        records.write(f"data/mixed/{name}.parquet", mixed, records.MIXED, ["row_id"])
-        counts = mixing.counts(mixed)
-        metrics |= {f"{name}.{key}": value for key, value in counts.items()}
-        print(f"mix {name}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
-    records.write_metrics("metrics/mix.json", metrics)
+def _sizes(table: pa.Table, rehearsal: bool) -> dict[str, int]:
+    """Rows that are ok, by part of the mix."""
+    sources = table.filter(pc.equal(table["status"], "ok"))["source"]
+    if rehearsal:
+        return {mixing.REHEARSAL: len(sources)}
+    return {entry["values"]: entry["counts"] for entry in pc.value_counts(sources).to_pylist()}
 
 
 def knobs(params: Params) -> dict[str, tuple[str, int]]:
@@ -77,14 +33,51 @@ def knobs(params: Params) -> dict[str, tuple[str, int]]:
     return {name: rows if variant.source else instructions for name, variant in sources.items()}
 
 
-def writers(params: Params, name: str, borrowed: Sequence[dict[str, Any]]) -> dict[str, mixing.Writer]:
-    """The committee as the authors of a variant's rows; where it borrows instructions, their licence is named too."""
-    source = params.variants[name].borrowed
-    theirs = sorted({row["licence"] for row in borrowed if row["source"] == source})
-    return {
-        key: mixing.Writer("; ".join([params.models[key].licence, *theirs]), member.sampling.system)
-        for key, member in params.committee.items()
-    }
+def main() -> None:
+    params = settings.load()
+    mix = params.mix
+    domain = records.read_table("data/domain/cleaned.parquet", records.CLEANED)
+    cleaned: dict[str, pa.Table | None] = {}
+    for name, variant in params.variants.items():
+        path = f"data/cleaned/{name}.parquet"
+        cleaned[name] = None if variant.rehearsal == "none" else records.read_table(path, records.CLEANED)
+
+    rehearsals = {f"variants.{name}": table for name, table in cleaned.items() if table is not None}
+    mixing.check_licences({"the domain": domain, **rehearsals}, mix.licences.forbid)
+    fractions = mix.fractions()
+    if mix.unit == "examples":
+        pools = {
+            name: _sizes(domain, False) | ({} if table is None else _sizes(table, True))
+            for name, table in cleaned.items()
+        }
+        mixing.check_pools(mix.total, fractions, pools, params.probe.instructions, params.domain.train, knobs(params))
+
+    from transformers import AutoTokenizer  # takes seconds: after the check
+
+    trusted = params.models[params.target].trust_remote_code
+    tokenizer = AutoTokenizer.from_pretrained(Path("models/pretrained") / params.target, trust_remote_code=trusted)
+
+    def count_tokens(messages: Sequence[mixing.Message]) -> int:
+        return len(tokenizer(chat.render(tokenizer, messages), add_special_tokens=False)["input_ids"])
+
+    statement = sql.statement("stages/sql/mix.sql")
+    metrics: dict[str, int | float] = {}
+    for name, table in cleaned.items():
+        mixed = mixing.mix_variant(
+            statement,
+            domain,
+            table,
+            total=mix.total,
+            fractions=fractions,
+            seed=params.seed,
+            count_tokens=count_tokens,
+            unit=mix.unit,
+        )
+        records.write(f"data/mixed/{name}.parquet", mixed, records.MIXED, ["row_id"])
+        counts = mixing.counts(mixed)
+        metrics |= {f"{name}.{key}": value for key, value in counts.items()}
+        print(f"mix {name}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
+    records.write_metrics("metrics/mix.json", metrics)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ def test_code_dependencies_are_the_imports(stage: str) -> None:
 
 
 FOLDERS = {
+    "clean": {"anamnesis/shipped"},
     "train": {"conf/deepspeed"},
     "evaluate-base": {"anamnesis/shipped", "anamnesis/tasks"},
     "evaluate": {"anamnesis/shipped", "anamnesis/tasks"},

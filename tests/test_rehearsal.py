@@ -43,7 +43,7 @@ EXPECTED: dict[str, tuple[list[str], dict[str, int], str]] = {  # good instructi
     "tulu-v2-mix": (
         [question(i) for i in range(1, 5)],
         {},
-        "ODC-BY-1.0, parts CC-BY-NC-4.0 and CC-BY-NC-SA-4.0",
+        "ODC-BY-1.0; CC-BY-NC-4.0; CC-BY-NC-SA-4.0",
     ),
     "wildchat": (
         [question(1), "Was ist Q2 plus eins?"],
