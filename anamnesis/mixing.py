@@ -24,6 +24,7 @@ Count = Callable[[Sequence[Message]], int]  # the tokens of one conversation
 
 TOLERANCE = 0.01  # of mix.total, in tokens
 LOOK_AHEAD = 1000  # rows looked through for one that fits the tokens that are left
+SWAPPED = 100
 ALL = 2**62
 
 
@@ -160,7 +161,7 @@ def closest(pool: pa.Table, target: int, count_tokens: Count) -> tuple[Rows, boo
     """Rows in order whose tokens come near `target`, and whether the pool has no more.
 
     Rows are taken while they fit; one that doesn't is passed over, for at most `LOOK_AHEAD` rows. Last, one of those is
-    taken or not, whichever is nearer.
+    taken in addition, or in the place of one of the last `SWAPPED` taken, where that is nearer.
     """
     chosen: Rows = []
     passed: Rows = []
@@ -178,8 +179,14 @@ def closest(pool: pa.Table, target: int, count_tokens: Count) -> tuple[Rows, boo
         else:
             continue
         break
-    if passed and (nearest := min(passed, key=lambda row: abs(left - row["tokens"])))["tokens"] - left < left:
-        chosen.append(nearest)
+    best, out, into = left, -1, None
+    for row in passed:
+        for place in range(max(0, len(chosen) - SWAPPED), len(chosen) + 1):
+            given = chosen[place]["tokens"] if place < len(chosen) else 0
+            if abs(left + given - row["tokens"]) < best:
+                best, out, into = abs(left + given - row["tokens"]), place, row
+    if into is not None:
+        chosen[out : out + 1] = [into]
     return chosen, len(chosen) == pool.num_rows
 
 

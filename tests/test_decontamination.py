@@ -1,6 +1,7 @@
 """Overlap with evaluation items: copies are found in any layout, shared wording is none, no item is shown."""
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from anamnesis.errors import UserError
 WORDS = (
     "moss fern slate river lamp copper window barrel thread harbour pepper marble candle ladder meadow anchor".split()
 )
+
+
+SHARED = Path(os.environ.get("SHARED_DATA", Path(__file__).resolve().parent.parent.parent / "shared" / "data"))
 
 
 def turns(*said: str) -> list[dict[str, str]]:
@@ -149,3 +153,20 @@ def test_a_file_that_cant_be_read_is_one_line_without_its_items(
     assert line.startswith("clean.evaluation_sets.made: ")
     assert "SECRET" not in line
     assert all(word in line for word in words), line
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of shared data is not here (SHARED_DATA)")
+def test_a_real_domains_rows_are_kept_for_all_its_wording(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PubMedQA's rows begin with one instruction, in training and in test alike."""
+    train, test = (
+        [json.loads(line) for line in (SHARED / f"domain/pubmedqa/{part}.jsonl").read_text("utf-8").strip().split("\n")]
+        for part in ("train", "test")
+    )
+    found = []
+    for common in (decontamination.COMMON, 1.0):
+        monkeypatch.setattr(decontamination, "COMMON", common)
+        overlap = index(**{"domain-test": [Item(row["instruction"], (row["response"],)) for row in test]})
+        rows = [turns(row["instruction"], row["response"]) for row in train]
+        found.append(sum(overlap.find(row, kin="domain-test") is not None for row in rows))
+    assert found[0] < 10
+    assert found[1] == len(train)
