@@ -97,7 +97,7 @@ def account(
             name,
             rows,
             mixed[name],
-            instructions=instructions,
+            instructions=() if params.variants[name].borrowed else instructions,
             selected=selected.get(name),
             responses={key: rows for key, rows in responses.items() if key in params.variants[name].members},
             judgments={key: rows for key, rows in judgments.items() if key in params.variants[name].judges},

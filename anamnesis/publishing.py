@@ -110,7 +110,8 @@ def _plain_address(url: str) -> str:
 def card(name: str, mixed: Rows, params: Params, cards: Mapping[str, Card]) -> str:
     """A dataset card: the hub's metadata, then what the set is, its sources, models, licences and parameters."""
     licences = sorted({row["licence"] or "unknown" for row in mixed})
-    hub = sorted({HUB_LICENCES.get(licence.casefold(), "other") for licence in licences})
+    each = {one for licence in licences for one in licence.split("; ")}  # a row may be under several
+    hub = sorted({HUB_LICENCES.get(one.casefold(), "other") for one in each})
     metadata: dict[str, Any] = {
         "license": hub[0] if len(hub) == 1 else hub,
         "task_categories": ["text-generation"],
@@ -126,6 +127,7 @@ def card(name: str, mixed: Rows, params: Params, cards: Mapping[str, Card]) -> s
     used = list(dict.fromkeys([params.target, *authors, *judges]))
     front = yaml.safe_dump(metadata, sort_keys=False)
     rehearsal = f"rehearsal: {variant.rehearsal}"
+    rehearsal += f", instructions of {variant.borrowed}" if variant.borrowed else ""
     if authors:
         rehearsal += f", answered by {', '.join(authors)}, rule {variant.rule}"
         rehearsal += f", judged by {', '.join(judges)}" if judges else ""

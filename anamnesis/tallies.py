@@ -235,6 +235,7 @@ def way(
 ) -> Way:
     """One variant's rows from probe to training set; `selected` None: its rows come from elsewhere.
 
+    `instructions` are the probed ones; none where those of a rehearsal source were answered.
     `responses` and `judgments` are those of the variant's own members and judges. Held-out instructions are not counted
     as answered. A variant without judges has no step `judged`.
     """
@@ -248,8 +249,8 @@ def way(
         }
         votes = (row["response_id"] for rows in judgments.values() for row in rows if row["score"] is not None)
         left |= {
-            "probed": len(instructions),
-            "unique": sum(row["status"] == "ok" for row in instructions),
+            "probed": len(instructions) or None,
+            "unique": sum(row["status"] == "ok" for row in instructions) if instructions else None,
             "answered": len(set(answers.values())),
             "judged": len({answers[vote] for vote in votes if vote in answers}) if judgments else None,
         }
