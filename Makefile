@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup repro plan test lint bench clean
+.PHONY: help setup repro plan export test lint bench clean
 
 # dvc.yaml says `python -m stages.…`: that python is the one of .venv.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -15,7 +15,8 @@ help:
 	  'make repro                           run the pipeline: only what a change touches' \
 	  'make repro PRESET=presets/<x>.yaml   copy that preset over params.yaml first (FORCE=1: even over edits)' \
 	  'make plan                            what the model calls will take: requests, tokens, hours, money' \
-	  'make test                            run every test; ARGS="-m '"'not slow'"'" leaves the slow ones out' \
+	  'make export                          training sets for other trainers, in exports/; ARGS=committee for one variant' \
+  'make test                            run every test; ARGS="-m '"'not slow'"'" leaves the slow ones out' \
 	  'make lint                            ruff and mypy' \
 	  'make bench                           run the benchmarks in bench/' \
 	  'make setup                           make .venv (the others call it)' \
@@ -35,6 +36,9 @@ repro: setup
 
 plan: setup
 	@python -m stages.plan $(ARGS)
+
+export: setup
+	@python -m stages.export $(ARGS)
 
 test: setup
 	@python -m pytest $(ARGS)

@@ -51,6 +51,8 @@ class Account:
     trust: Trust
     contests: list[tallies.Contest]
     select_drops: dict[str, list[tallies.Drop]]
+    ways: list[tallies.Way]
+    domain_drops: list[tallies.Drop]
     parts: dict[str, list[tallies.Part]]
     curves: dict[str, list[tuple[int, float]]]
     shown_variant: str | None  # whose picks the examples mark
@@ -74,12 +76,16 @@ def account(
     responses: Mapping[str, Rows],
     judgments: Mapping[str, Rows],
     selected: Mapping[str, Rows],
+    cleaned: Mapping[str, Rows],
+    domain: Rows,
     mixed: Mapping[str, Rows],
     samples: Mapping[str, results.Samples],
     curves: Mapping[str, Sequence[tuple[int, float]]],
     agreement: Rows,
 ) -> Account:
     """Count and compare. Rows are those of records.py by member, judge or variant; `samples` has `base` as well.
+
+    `cleaned` has the variants that rehearse, `selected` those of them with picks; `domain` are the cleaned domain rows.
 
     Raises `UserError` where two models did not answer the same items.
     """
@@ -88,6 +94,19 @@ def account(
     contests = [
         tallies.contest(name, rows, responses, taking_part(params, name), params.variants[name].samples)
         for name, rows in selected.items()
+    ]
+    ways = [
+        tallies.way(
+            name,
+            rows,
+            mixed[name],
+            instructions=() if params.variants[name].borrowed else instructions,
+            selected=selected.get(name),
+            responses={key: rows for key, rows in responses.items() if key in params.variants[name].members},
+            judgments={key: rows for key, rows in judgments.items() if key in params.variants[name].judges},
+            samples=params.variants[name].samples,
+        )
+        for name, rows in cleaned.items()
     ]
     return Account(
         found=results.results(samples, reference_of(params), params.report.bootstrap, params.seed),
@@ -100,6 +119,8 @@ def account(
         trust=trust(agreement, params.enabled_judges(), params.members()),
         contests=contests,
         select_drops={name: tallies.drops(rows) for name, rows in selected.items()},
+        ways=ways,
+        domain_drops=tallies.clean_drops(domain),
         parts={name: tallies.composition(rows) for name, rows in mixed.items()},
         curves={name: list(points) for name, points in curves.items()},
         shown_variant=shown,
@@ -164,6 +185,8 @@ def summary(account: Account) -> dict[str, float | int]:
         for win in contest.wins:
             flat[f"select.{contest.variant}.wins.{win.member}"] = win.picks
             flat[f"select.{contest.variant}.chance.{win.member}"] = win.chance
+    for way in account.ways:
+        flat |= {f"funnel.{way.variant}.{step}": count for step, count in way.left.items()}
     for variant, parts in account.parts.items():
         flat[f"mix.{variant}.rows"] = sum(part.rows for part in parts)
         flat[f"mix.{variant}.tokens"] = sum(part.tokens for part in parts)

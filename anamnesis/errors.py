@@ -15,6 +15,7 @@ REQUEST_REFUSED = 4  # an endpoint refuses the key, the model or the kind of req
 QUALITY = 5  # the canary, the failure budget or another check on what models returned
 POOL_TOO_SMALL = 6  # not enough rows for the mix that was asked for
 OVER_BUDGET = 7  # a cap of `budget` is reached
+FORBIDDEN_LICENCE = 8  # a row to be mixed has a licence of mix.licences.forbid
 INTERRUPTED = 130  # Ctrl-C
 ENDED = 143  # SIGTERM: `kill`, a scheduler's time limit
 

@@ -61,11 +61,14 @@ class _Fault(Exception):
         self.field = field
 
 
-def read(source: str) -> list[Row]:
-    """Every row of the file or hub data set, checked. Raises `UserError` for the first that is not as its form says."""
+def read(source: str, key: str = "domain.source") -> list[Row]:
+    """Every row of the file or hub data set, checked. Raises `UserError` for the first that is not as its form says.
+
+    `key` is where params.yaml names the source, for errors.
+    """
     rows: list[Row] = []
     form = ""
-    for place, raw in _raw_rows(source):
+    for place, raw in _raw_rows(source, key):
         if not isinstance(raw, dict):
             raise UserError(f"{place}: expected an object with named fields, found {_kind(raw)}")
         if raw.get("choices") is None:
@@ -76,7 +79,7 @@ def read(source: str) -> list[Row]:
         except _Fault as fault:
             raise UserError(f"{place}: field '{fault.field}': {fault}; {NEEDS[kind]}") from None
     if not rows:
-        raise UserError(f"{source}: no rows; point domain.source at a file with at least one conversation")
+        raise UserError(f"{source}: no rows; point {key} at a file with at least one conversation")
     return rows
 
 
@@ -112,16 +115,7 @@ def split(
     if len(text) < test or len(trainable) < train:
         raise UserError(_too_few(source, conversations, asked, train, test), POOL_TOO_SMALL)
 
-    trained = [
-        {
-            "row_id": row.row_id,
-            "messages": row.as_messages(),
-            "category": row.category,
-            "source": source,
-            "licence": row.licence or licence,
-        }
-        for row in trainable[:train]
-    ]
+    trained = [_train_row(row, source, licence) for row in trainable[:train]]
     tested = [
         {
             "row_id": digest("choice" if row.choices else "text", row.row_id),
@@ -135,6 +129,22 @@ def split(
         for row in [*choice, *text.values()]
     ]
     return trained, tested, total - len(unique)
+
+
+def trained_on(rows: Iterable[Row], source: str, licence: str) -> list[dict[str, Any]]:
+    """Every different conversation as a row for `records.DOMAIN_TRAIN`; choice rows are test items and left out."""
+    unique = {row.row_id: row for row in rows if not row.choices}
+    return [_train_row(row, source, licence) for row in unique.values()]
+
+
+def _train_row(row: Row, source: str, licence: str) -> dict[str, Any]:
+    return {
+        "row_id": row.row_id,
+        "messages": row.as_messages(),
+        "category": row.category,
+        "source": source,
+        "licence": row.licence or licence,
+    }
 
 
 def _too_few(source: str, conversations: list[Row], asked: set[str], train: int, test: int) -> str:
@@ -160,19 +170,18 @@ def _too_few(source: str, conversations: list[Row], asked: set[str], train: int,
 # ------------------------------------------------------------------------------------------------- files to raw rows
 
 
-def _raw_rows(source: str) -> Iterator[tuple[str, Any]]:
+def _raw_rows(source: str, key: str) -> Iterator[tuple[str, Any]]:
     """`(place, row)` for every row; the place is what an error starts with."""
     if source.startswith("hf:"):
-        yield from _hub_rows(source)
+        yield from _hub_rows(source, key)
         return
     path = Path(source)
     if path.suffix not in (".jsonl", ".parquet"):
         also = "; a JSON array becomes JSONL with `jq -c '.[]'`" if path.suffix == ".json" else ""
-        raise UserError(
-            f"domain.source: {source!r}: expected icd10cm, *.jsonl, *.parquet or hf:<repo>@<revision>{also}"
-        )
+        built = "icd10cm, " if key == "domain.source" else ""
+        raise UserError(f"{key}: {source!r}: expected {built}*.jsonl, *.parquet or hf:<repo>@<revision>{also}")
     if not path.is_file():
-        raise UserError(f"domain.source: {source}: no such file; paths start at the project's root, {Path.cwd()}")
+        raise UserError(f"{key}: {source}: no such file; paths start at the project's root, {Path.cwd()}")
     yield from (_jsonl_rows if path.suffix == ".jsonl" else _parquet_rows)(path)
 
 
@@ -212,17 +221,17 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
         raise UserError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from None
 
 
-def _hub_rows(source: str) -> Iterator[tuple[str, Any]]:
+def _hub_rows(source: str, key: str) -> Iterator[tuple[str, Any]]:
     repo, _, revision = source.removeprefix("hf:").partition("@")
     if not repo or not revision:
-        raise UserError(f"domain.source: {source!r}: write hf:<repo>@<revision>; the revision keeps the run repeatable")
+        raise UserError(f"{key}: {source!r}: write hf:<repo>@<revision>; the revision keeps the run repeatable")
     import datasets
 
     try:
         table = datasets.load_dataset(repo, revision=revision, split="train")
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         what = " ".join(str(error).split())[:300]
-        raise UserError(f"domain.source: {source}: the split `train` can't be loaded ({what})") from None
+        raise UserError(f"{key}: {source}: the split `train` can't be loaded ({what})") from None
     for number, row in enumerate(table, 1):
         yield f"{source}: row {number}", row
 

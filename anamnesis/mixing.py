@@ -1,118 +1,210 @@
-"""A variant's training set: domain rows and rehearsal rows, exact in number, never one twice.
+"""A variant's training set: domain rows and rehearsal rows, exact in number or close in tokens, never one twice.
 
-In: the domain's training rows, a variant's picks, `mix.total` and `mix.domain_fraction`. Out: rows of `records.MIXED`,
-or one line that says which pool is too small and which numbers would do.
+In: the cleaned rows of the domains and of a variant's rehearsal, `mix.total` and the domains' fractions. Out: rows of
+`records.MIXED`, or one line that says which pool is too small and which numbers would do.
 """
 
+import fnmatch
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from anamnesis import sql
-from anamnesis.errors import POOL_TOO_SMALL, UserError
-from anamnesis.params import share
-from anamnesis.records import MIXED
+from anamnesis.errors import FORBIDDEN_LICENCE, POOL_TOO_SMALL, UserError
+from anamnesis.params import DOMAIN, REHEARSAL, needs
+from anamnesis.records import CLEANED, MIXED
 
 Message = dict[str, str]
+Rows = list[dict[str, Any]]
+Count = Callable[[Sequence[Message]], int]  # the tokens of one conversation
+
+TOLERANCE = 0.01  # of mix.total, in tokens
+LOOK_AHEAD = 1000  # rows looked through for one that fits the tokens that are left
+SWAPPED = 100
+ALL = 2**62
 
 
-@dataclass(frozen=True)
-class Writer:
-    """A member of the committee as the author of rows: its model's licence and the system message it answered under."""
-
-    licence: str
-    system: str | None = None
-
-
-def needs(total: int, fraction: float, rehearsal: bool) -> tuple[int, int]:
-    """How many domain and how many rehearsal rows a variant takes; a variant without rehearsal is all domain."""
-    domain = share(total, fraction) if rehearsal else total
-    return domain, total - domain
+def is_domain(source: str) -> bool:
+    """Is this the source of domain rows?"""
+    return source == DOMAIN or source.startswith(f"{DOMAIN}:")
 
 
 def check_pools(
-    total: int, fraction: float, domain: int, rehearsal: Mapping[str, int | None], instructions: int, train: int
+    total: int,
+    fractions: Mapping[str, float],
+    pools: Mapping[str, Mapping[str, int]],
+    instructions: int,
+    train: int,
+    drawn: Mapping[str, tuple[str, int]] | None = None,
 ) -> None:
     """Raise `UserError` (exit code 6) for the first variant that the pools don't fill.
 
-    `domain` is the number of domain rows, `rehearsal` that of kept instructions by variant (None: no rehearsal);
-    `instructions` and `train` are probe.instructions and domain.train, for the advice. The total it names fits every
-    variant.
+    `pools` has the rows by variant and part; a variant that rehearses has the part `REHEARSAL`. `instructions` and
+    `train` are probe.instructions and domain.train, for the advice; `drawn` has key and value of what to raise for a
+    variant with a rehearsal source. The total it names fits every variant.
     """
 
-    def fits(size: int, have: int | None) -> bool:
-        learnt, rehearsed = needs(size, fraction, have is not None)
-        return learnt <= domain and rehearsed <= (have or 0)
+    def fits(size: int, pool: Mapping[str, int]) -> bool:
+        return all(count <= pool.get(part, 0) for part, count in needs(size, fractions, REHEARSAL in pool).items())
 
-    if all(fits(total, have) for have in rehearsal.values()):
+    if all(fits(total, pool) for pool in pools.values()):
         return
-    fitting = next((n for n in range(total - 1, 0, -1) if all(fits(n, have) for have in rehearsal.values())), 0)
+    fitting = next((n for n in range(total - 1, 0, -1) if all(fits(n, pool) for pool in pools.values())), 0)
     lower = [f"lower mix.total to {fitting}"] if fitting else []
 
-    for variant, have in rehearsal.items():
-        learnt, rehearsed = needs(total, fraction, have is not None)
-        if learnt > domain:
-            how = f"mix.total {total} x {fraction:g}" if have is not None else f"mix.total {total}, rehearsal: none"
-            most = max(needs(total, fraction, other is not None)[0] for other in rehearsal.values())
-            what, there, fixes = f"{learnt} domain rows", domain, [f"raise domain.train from {train} to {most}"]
-        elif have is not None and rehearsed > have:
-            what, how, there = f"{rehearsed} rehearsal rows", f"mix.total {total} x (1 - {fraction:g})", have
-            about = math.ceil(instructions * rehearsed / have) if have else 0
-            fixes = [f"raise probe.instructions from {instructions} to about {about}"] if have else []
-        else:
-            continue
-        advice = " or ".join(lower + fixes) or "metrics/select.json says why every instruction was dropped"
+    for variant, pool in pools.items():
+        rehearses = REHEARSAL in pool
+        for part, count in needs(total, fractions, rehearses).items():
+            have = pool.get(part, 0)
+            if count <= have:
+                continue
+            if part == REHEARSAL:
+                what, how = f"{count} rehearsal rows", f"mix.total {total} x (1 - {sum(fractions.values()):g})"
+                key, value = (drawn or {}).get(variant, ("probe.instructions", instructions))
+                about = math.ceil(value * count / have) if have else 0
+                fixes = [f"raise {key} from {value} to about {about}"] if have else []
+            else:
+                other = f"rows of mix.domains.{part.removeprefix(f'{DOMAIN}:')}"
+                what = f"{count} {'domain rows' if part == DOMAIN else other}"
+                how = f"mix.total {total} x {fractions[part]:g}" if rehearses else f"mix.total {total}, rehearsal: none"
+                most = max(needs(total, fractions, REHEARSAL in pool)[part] for pool in pools.values())
+                fixes = [f"raise domain.train from {train} to {train + most - have}" if part == DOMAIN else "add rows"]
+            advice = " or ".join(lower + fixes) or (
+                "metrics/select.json and metrics/clean.json say why every row was dropped"
+            )
+            line = f"variants.{variant}: {what} are needed ({how}) and {have} are there; {advice}"
+            raise UserError(line, POOL_TOO_SMALL)
+
+
+def check_licences(pools: Mapping[str, pa.Table], patterns: Sequence[str]) -> None:
+    """Raise `UserError` (exit code 8) that names every source under a licence that one of `patterns` matches.
+
+    `pools` has rows of `records.CLEANED` by the name of what they are for. A pattern is a licence's whole name, case
+    aside, with * and ? for any text and any character; a row without a licence has the licence `unknown`, and one with
+    several, joined by `; `, is under each of them.
+    """
+    found: Counter[tuple[str, str, str]] = Counter()
+    for name, table in pools.items():
+        rows = table.filter(pc.equal(table["status"], "ok")).select(["source", "member", "licence"]).to_pylist()
+        for row in rows:
+            licence = row["licence"] or "unknown"
+            each = licence.casefold().split("; ")
+            if any(fnmatch.fnmatchcase(one, pattern.casefold()) for one in each for pattern in patterns):
+                source = row["source"] if row["member"] is None else f"{row['source']} by {row['member']}"
+                found[source, licence, name] += 1
+    if found:
+        named = "; ".join(f"{source} ({licence}, {n} rows of {name})" for (source, licence, name), n in found.items())
         raise UserError(
-            f"variants.{variant}: {what} are needed ({how}) and {there} are there; {advice}", POOL_TOO_SMALL
+            f"mix.licences.forbid: {named}; leave these sources out, or take the licence off the list",
+            FORBIDDEN_LICENCE,
         )
 
 
 def mix_variant(
     text: str,
     domain: pa.Table,
-    selected: pa.Table | None,
-    writers: Mapping[str, Writer],
+    cleaned: pa.Table | None,
     *,
     total: int,
-    fraction: float,
+    fractions: Mapping[str, float],
     seed: int,
-    count_tokens: Callable[[Sequence[Message]], int],
+    count_tokens: Count,
+    unit: str = "examples",
     threads: int = 0,
 ) -> pa.Table:
-    """Exactly `total` rows of `records.MIXED`; `selected` None means that the variant rehearses nothing.
+    """`total` examples exactly, or tokens within `TOLERANCE`, as rows of `records.MIXED`.
 
-    `writers` describes the committee's members, `count_tokens` measures one conversation. The pools must have passed
-    `check_pools`.
+    Both tables have rows of `records.CLEANED`; `cleaned` None means that the variant rehearses nothing. `count_tokens`
+    measures one conversation. In examples the pools must have passed `check_pools`; in tokens this raises `UserError`
+    where they don't fill.
     """
-    learnt, rehearsed = needs(total, fraction, selected is not None)
+    parts = needs(total, fractions, cleaned is not None)
+    limits = {"part": list(parts), "rows": list(parts.values()) if unit == "examples" else [ALL] * len(parts)}
     tables = {
         "domain": domain,
-        "selected": selected if selected is not None else _NOTHING_SELECTED,
-        "writers": pa.Table.from_pylist([{"member": name, **asdict(one)} for name, one in writers.items()], _WRITERS),
+        "cleaned": cleaned if cleaned is not None else CLEANED.empty_table(),
+        "limits": pa.table(limits, pa.schema([("part", pa.string()), ("rows", pa.int64())])),
     }
-    parameters = {"seed": seed, "domain_rows": learnt, "rehearsal_rows": rehearsed}
-    table = sql.run(text, tables, parameters, threads)
-    tokens = [count_tokens(messages) for messages in table["messages"].to_pylist()]
-    return table.append_column("tokens", pa.array(tokens, pa.int64())).select(MIXED.names).cast(MIXED)
+    pool = sql.run(text, tables, {"seed": seed}, threads)
+    if unit == "examples":
+        rows = [{**row, "tokens": count_tokens(row["messages"])} for row in pool.to_pylist()]
+    else:
+        rows = _fill(pool, parts, count_tokens)
+    rows.sort(key=lambda row: (row["row_id"], row["source"]))
+    return pa.Table.from_pylist(rows, MIXED)
+
+
+def _fill(pool: pa.Table, parts: Mapping[str, int], count_tokens: Count) -> Rows:
+    """Rows of each part in order, as near to its tokens as they come; a part makes up for what earlier ones missed."""
+    total, chosen, due, reached = sum(parts.values()), [], 0, 0
+    for part, tokens in parts.items():
+        due += tokens
+        if due == reached:
+            continue
+        of_part = pool.filter(pc.equal(pool["part"], part))
+        found, seen_all = closest(of_part, due - reached, count_tokens)
+        chosen += found
+        reached += sum(row["tokens"] for row in found)
+        if abs(due - reached) > TOLERANCE * total:
+            there = f"{sum(row['tokens'] for row in found)} are there" if seen_all else "no rows come near that"
+            advice = "lower mix.total or add rows" if seen_all else "raise mix.total: they are too long for it"
+            line = f"mix.total: {tokens} of {total} tokens are due from the {part} rows, and {there}; {advice}"
+            raise UserError(line, POOL_TOO_SMALL)
+    return chosen
+
+
+def closest(pool: pa.Table, target: int, count_tokens: Count) -> tuple[Rows, bool]:
+    """Rows in order whose tokens come near `target`, and whether the pool has no more.
+
+    Rows are taken while they fit; one that doesn't is passed over, for at most `LOOK_AHEAD` rows. Last, one of those is
+    taken in addition, or in the place of one of the last `SWAPPED` taken, where that is nearer.
+    """
+    chosen: Rows = []
+    passed: Rows = []
+    left = target
+    for batch in pool.to_batches(256):
+        for row in batch.to_pylist():
+            row["tokens"] = count_tokens(row["messages"])
+            if row["tokens"] <= left:
+                chosen.append(row)
+                left -= row["tokens"]
+            else:
+                passed.append(row)
+            if left == 0 or len(passed) >= LOOK_AHEAD:
+                break
+        else:
+            continue
+        break
+    best, out, into = left, -1, None
+    for row in passed:
+        for place in range(max(0, len(chosen) - SWAPPED), len(chosen) + 1):
+            given = chosen[place]["tokens"] if place < len(chosen) else 0
+            if abs(left + given - row["tokens"]) < best:
+                best, out, into = abs(left + given - row["tokens"]), place, row
+    if into is not None:
+        chosen[out : out + 1] = [into]
+    return chosen, len(chosen) == pool.num_rows
 
 
 def counts(mixed: pa.Table) -> dict[str, int | float]:
-    """Rows and tokens by source, and the domain's share of each, rounded to six digits."""
-    is_domain = pc.equal(mixed["source"], "domain")
-    rows = {"domain": mixed.filter(is_domain), "rehearsal": mixed.filter(pc.invert(is_domain))}
-    tokens = {name: pc.sum(part["tokens"]).as_py() or 0 for name, part in rows.items()}
+    """Rows and tokens of each domain and of rehearsal, and the domains' share of each, rounded to six digits."""
+    rows: Counter[str] = Counter({DOMAIN: 0, REHEARSAL: 0})
+    tokens: Counter[str] = Counter({DOMAIN: 0, REHEARSAL: 0})
+    for source, length in zip(mixed["source"].to_pylist(), mixed["tokens"].to_pylist(), strict=True):
+        part = source if is_domain(source) else REHEARSAL
+        rows[part] += 1
+        tokens[part] += length
     return {
-        **{f"rows.{name}": part.num_rows for name, part in rows.items()},
-        **{f"tokens.{name}": count for name, count in tokens.items()},
-        "domain_share.rows": round(rows["domain"].num_rows / mixed.num_rows, 6),
-        "domain_share.tokens": round(tokens["domain"] / max(1, sum(tokens.values())), 6),
+        **{f"rows.{part}": count for part, count in sorted(rows.items())},
+        **{f"tokens.{part}": count for part, count in sorted(tokens.items())},
+        "domain_share.rows": _domain_share(rows),
+        "domain_share.tokens": _domain_share(tokens),
     }
 
 
-_WRITERS = pa.schema([("member", pa.string()), ("licence", pa.string()), ("system", pa.string())])
-_NOTHING_SELECTED = pa.schema(
-    [(name, pa.string()) for name in ("instruction_id", "instruction", "response_id", "member", "response", "status")]
-).empty_table()
+def _domain_share(counted: Counter[str]) -> float:
+    return round(1 - counted[REHEARSAL] / max(1, counted.total()), 6)

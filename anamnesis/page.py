@@ -57,6 +57,17 @@ def votes_sentence(judge: tallies.JudgeTally) -> str:
     return f"Judge {judge.judge}: {judge.scored} of {judge.asked} votes{mean}, {judge.missing} missing."
 
 
+def drops_sentence(found: list[tallies.Drop]) -> str:
+    """Reasons with their counts, most first."""
+    return ", ".join(f"{results.plain(drop.reason)} {drop.count}" for drop in found) or "nothing"
+
+
+def _ways_table(account: Account) -> str:
+    lines = [[way.variant, *(str(count) if count is not None else "–" for count in way.left.values())]
+             for way in account.ways]  # fmt: skip
+    return results.markdown_table(["variant", *tallies.STEPS], lines, right=range(1, len(tallies.STEPS) + 1))
+
+
 def markdown(account: Account) -> str:
     """The report as Markdown that reads as plain text in a terminal of 120 columns."""
     found = account.found
@@ -87,6 +98,12 @@ def markdown(account: Account) -> str:
         if table.name in ("agreement", "preferences"):
             short = [[cell.partition(":")[0] for cell in line] for line in table.lines]  # the reasons are in sentences
             blocks.append(results.markdown_table(table.header, short, table.numbers))
+    if account.ways:
+        blocks.append("## From probe to training set")
+        blocks.append(_ways_table(account))
+        taken = [(way.variant, way.drops) for way in account.ways] + [("the domain", account.domain_drops)]
+        told_drops = [f"Taken out of {name} before the mix: {drops_sentence(found)}." for name, found in taken]
+        blocks.append("\n".join(_wrapped(f"- {text}", "") for text in told_drops))
     blocks.append("The page with figures and examples: report.html")
     return "\n\n".join(blocks) + "\n"
 
@@ -292,4 +309,6 @@ def html(account: Account, params: Params) -> str:
         statuses=list(dict.fromkeys(status for member in account.members for status in member.statuses)),
         models=[(key, _roles(params, key), source_of(model), model) for key, model in params.models.items()],
         min_items=MIN_ITEMS,
+        steps=tallies.STEPS,
+        drops_sentence=drops_sentence,
     )

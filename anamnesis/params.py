@@ -7,6 +7,7 @@
 import difflib
 import re
 import unicodedata
+from collections.abc import Mapping
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,8 +23,11 @@ SHA256 = r"^[0-9a-f]{64}$"
 HUB_URI = re.compile(r"hf:([\w.-]+(?:/[\w.-]+)?)@([\w.-]+)")  # repository, revision
 FOLDER_URI = re.compile(r"path:(.+)")
 PYPI_URI = re.compile(r"pypi:([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)#(.+)")  # package, version, file in the wheel
+HUB_DATA = re.compile(r"hf:([\w.-]+(?:/[\w.-]+)?)@([\w./-]+)")  # repository, revision (refs/convert/parquet is one)
 SERVER = re.compile(r"https?://[^/\s]\S*$")
 ENVIRONMENT_NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
+DOMAIN = "domain"  # the part of a mix, and the source, of the domain's rows; another domain's is domain:<name>
+REHEARSAL = "rehearsal"  # the part of all other rows
 
 
 def _uri(value: str | list[str]) -> str | list[str]:
@@ -35,6 +39,12 @@ def _uri(value: str | list[str]) -> str | list[str]:
             raise ValueError(
                 f"{part!r} is no model URI; write hf:<repo>@<revision>, path:<dir> or pypi:<package>==<version>#<file>"
             )
+    return value
+
+
+def _data_uri(value: str) -> str:
+    if not any(form.fullmatch(value) for form in (HUB_DATA, FOLDER_URI)):
+        raise ValueError(f"{value!r} is no data set; write path:<file or folder> or hf:<repo>@<revision>")
     return value
 
 
@@ -66,6 +76,7 @@ def _base_url(value: str | list[str]) -> str | list[str]:
 
 
 Uri = Annotated[str | list[str], AfterValidator(_uri)]
+DataUri = Annotated[str, AfterValidator(_data_uri)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -73,6 +84,23 @@ Positive = Annotated[int, Field(ge=1)]
 def share(count: int, fraction: float) -> int:
     """`count` x `fraction` rounded half up, on the decimal number that was written (0.35 x 10 is 3.5, so 4)."""
     return int((Decimal(count) * Decimal(repr(fraction))).quantize(Decimal(1), rounding=ROUND_HALF_UP))
+
+
+def needs(total: int, fractions: Mapping[str, float], rehearses: bool) -> dict[str, int]:
+    """How much of `total` each part is: the domains in the order of `fractions`, and rehearsal where there is any.
+
+    A variant without rehearsal is all domain, its domains in the proportion of their fractions. Rounded half up on the
+    running sum, so that the parts add up exactly.
+    """
+    found, before, running = {}, 0, 0.0
+    whole = 1.0 if rehearses else sum(fractions.values()) or 1.0
+    for part, fraction in fractions.items():
+        running += fraction
+        upto = share(total, round(running / whole, 12))
+        found[part], before = upto - before, upto
+    if rehearses:
+        return {**found, REHEARSAL: total - before}
+    return found if before else {**found, DOMAIN: total}
 
 
 class Section(BaseModel):
@@ -205,6 +233,39 @@ class Requests(Section):
     kv_cache_gib: Positive = 2
 
 
+PUBLIC_SETS = (  # what each is: anamnesis/public_sets.py
+    "sharegpt",
+    "evol-instruct",
+    "genqa",
+    "openhermes-1",
+    "openhermes-2-5",
+    "tulu-v2-mix",
+    "wildchat",
+    "ultrachat-200k",
+)
+
+
+class Source(Section):
+    """Rehearsal rows of your own, or another copy of a public set: then only what differs is named."""
+
+    source: DataUri | None = None  # None: a public set from the hub
+    licence: str | None = None  # of rows that name none themselves
+    form: Literal["messages", "sharegpt", "alpaca"] | None = None  # None: found by the columns
+    config: str | None = None  # of a hub data set
+    splits: Annotated[list[str], Field(min_length=1)] | None = None
+
+
+class Rehearsal(Section):
+    """Rows drawn from the sources that variants name, in a seeded order over the whole source."""
+
+    rows: Positive = 1000  # good ones of each source
+    instructions: Positive = 24  # of a source that gives only its instructions: so many are answered and judged
+    read: Positive | None = None  # rows of each split to draw from, its first ones; None: all of them
+    turns: Literal["first", "all"] = "first"
+    max_characters: Positive = 4000
+    sources: dict[str, Source] = {}
+
+
 class Select(Section):
     heldout: Annotated[float, Field(ge=0, lt=1)] = 0.15  # of instructions, never trained on: the model's own text
     min_votes: Annotated[int, Field(ge=0)] = 1
@@ -213,7 +274,8 @@ class Select(Section):
 class Variant(Section):
     """One fine-tuning run: where its rehearsal rows come from and how they are picked."""
 
-    rehearsal: Literal["reconstructed", "none"]
+    rehearsal: str  # reconstructed, none, or a source whose rows are taken as they are
+    instructions: str = "probed"  # or a source whose first user turns the committee answers
     members: list[str] = []
     judges: list[str] = []
     samples: Positive = 3
@@ -224,16 +286,80 @@ class Variant(Section):
         for field, names in (("members", self.members), ("judges", self.judges)):
             if len(set(names)) < len(names):
                 raise ValueError(f"`{field}` names one twice: {', '.join(names)}")
+        if self.instructions != "probed" and self.rehearsal != "reconstructed":
+            raise ValueError("`instructions` of a source are answered by the committee: write rehearsal: reconstructed")
         if self.rehearsal == "reconstructed" and not self.members:
             raise ValueError("rehearsal: reconstructed needs `members`")
         if self.rehearsal == "reconstructed" and self.rule == "mean" and not self.judges:
             raise ValueError("rule: mean needs `judges`")
         return self
 
+    @property
+    def source(self) -> str | None:
+        """The source whose rows are taken as they are; None where the committee answers, or nothing is rehearsed."""
+        return self.rehearsal if self.rehearsal not in ("reconstructed", "none") else None
+
+    @property
+    def borrowed(self) -> str | None:
+        """The source whose instructions the committee answers; None where the target was probed for them."""
+        return self.instructions if self.instructions != "probed" else None
+
+
+class Clean(Section):
+    """What is taken out of the rows before the mix; overlap with evaluation items always is."""
+
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = 0.8  # Jaccard of word triples; None: kept
+    evaluation_sets: dict[str, str] = {}  # name: JSONL or Parquet file, or a folder of such, beside our own suite
+    truncated: bool = True  # by the text, where no finish reason is known
+    refused: bool = True
+    languages: list[str] = []  # codes of py3langid, like en; empty: all
+    personal_data: list[str] = []  # kinds of datafog-core, like EMAIL; empty: not looked for
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> "Clean":
+        for name in self.evaluation_sets:
+            if not SLUG.fullmatch(name):
+                raise ValueError(f"evaluation_sets.{name}: a name is lower-case letters, digits and hyphens")
+            if name in ("domain-test", "heldout") or name.startswith("embedded-"):
+                raise ValueError(f"evaluation_sets.{name}: the name is taken by a set of our own")
+        return self
+
+
+class OtherDomain(Section):
+    """Rows of another domain beside the main one: what the model learnt before, say."""
+
+    source: str  # a JSONL or Parquet file, or hf:<repo>@<revision>
+    fraction: Fraction
+    licence: str = "unknown"
+
+
+class Licences(Section):
+    forbid: list[str] = []  # names, with * and ?; case doesn't matter
+
 
 class Mix(Section):
     domain_fraction: Fraction
-    total: Positive  # examples in every variant's training set
+    total: Positive  # of every variant's training set, in `unit`
+    unit: Literal["examples", "tokens"] = "examples"
+    domains: dict[str, OtherDomain] = {}
+    licences: Licences = Licences()
+
+    @model_validator(mode="after")
+    def _domains_fit(self) -> "Mix":
+        for name in self.domains:
+            if not SLUG.fullmatch(name):
+                raise ValueError(f"domains.{name}: a name is lower-case letters, digits and hyphens")
+        fractions = self.fractions().values()
+        if sum(fractions) > 1 + 1e-9:
+            raise ValueError(
+                f"domain_fraction and domains.*.fraction add up to {sum(fractions):g}, which is more than 1"
+            )
+        return self
+
+    def fractions(self) -> dict[str, float]:
+        """The share of each domain in a training set with rehearsal, by the source its rows are mixed under."""
+        others = {f"{DOMAIN}:{name}": domain.fraction for name, domain in self.domains.items()}
+        return {DOMAIN: self.domain_fraction, **others}
 
 
 class Train(Section):
@@ -307,8 +433,10 @@ class Params(Section):
     budget: Budget = Budget()
     domain: Domain
     probe: Probe
+    rehearsal: Rehearsal = Rehearsal()
     select: Select
     variants: dict[str, Variant]
+    clean: Clean = Clean()
     mix: Mix
     train: Train
     evaluate: Evaluate
@@ -336,6 +464,14 @@ class Params(Section):
                     raise ValueError(
                         f"budget.usd: models.{key} has no price; write prices.{key}: {{input: , output: }}"
                     )
+        for key, entry in self.rehearsal.sources.items():
+            if not SLUG.fullmatch(key) or key in ("reconstructed", "none", "probed", "domain"):
+                raise ValueError(
+                    f"rehearsal.sources.{key}: a key is lower-case letters, digits and hyphens, and none of "
+                    "reconstructed, none, probed and domain"
+                )
+            if entry.source is None and key not in PUBLIC_SETS:
+                raise ValueError(f"rehearsal.sources.{key}: needs `source`, path:<file> or hf:<repo>@<revision>")
         if self.target not in self.models:
             raise ValueError(f"target: {self.target!r} is no entry under models")
         if self.models[self.target].uri is None:
@@ -347,6 +483,17 @@ class Params(Section):
                 for key in getattr(variant, field):
                     if key not in known:
                         raise ValueError(f"variants.{name}.{field}: {key!r} is not there; known: {', '.join(known)}")
+            for field, source in (("rehearsal", variant.source), ("instructions", variant.borrowed)):
+                if source and source not in (*PUBLIC_SETS, *self.rehearsal.sources):
+                    own = "reconstructed, none" if field == "rehearsal" else "probed"
+                    sources = ", ".join(dict.fromkeys([own, *self.rehearsal.sources, *PUBLIC_SETS]))
+                    raise ValueError(f"variants.{name}.{field}: no source {source!r}; known: {sources}")
+            if variant.source and (variant.members or variant.judges):
+                raise ValueError(
+                    f"variants.{name}: the rows of {variant.source} are taken as they are, without members and judges; "
+                    "for the committee's answers to its instructions write "
+                    f"rehearsal: reconstructed, instructions: {variant.source}"
+                )
             if variant.rehearsal == "reconstructed":
                 if not set(variant.members) & set(self.members()):
                     raise ValueError(f"variants.{name}.members: none of them is enabled")
@@ -357,19 +504,25 @@ class Params(Section):
     @model_validator(mode="after")
     def _sizes_agree(self) -> "Params":
         """What no run could fill or fit is found here, before anything is asked or paid for."""
-        domain = share(self.mix.total, self.mix.domain_fraction)
-        free = self.probe.instructions - share(self.probe.instructions, self.select.heldout)
-        for name, variant in self.variants.items():
-            rehearses = variant.rehearsal == "reconstructed"
-            if rehearses and self.mix.total - domain > free:
+        probed, drawn = self.probe.instructions, self.rehearsal
+        fractions = self.mix.fractions()
+        for name, variant in self.variants.items() if self.mix.unit == "examples" else ():
+            parts = needs(self.mix.total, fractions, variant.rehearsal != "none")
+            rehearsal, domain = parts.get(REHEARSAL, 0), parts[DOMAIN]
+            free, key = probed - share(probed, self.select.heldout), f"probe.instructions ({probed}) are not held out"
+            if variant.source:
+                free, key = drawn.rows, f"rehearsal.rows ({drawn.rows}) are drawn"
+            elif variant.borrowed:
+                free, key = drawn.instructions, f"rehearsal.instructions ({drawn.instructions}) are answered"
+            if rehearsal > free:
                 raise ValueError(
-                    f"mix.total: {self.mix.total} x (1 - {self.mix.domain_fraction:g}) is {self.mix.total - domain} "
-                    f"rehearsal rows for variants.{name}, and {free} of probe.instructions ({self.probe.instructions}) "
-                    "are not held out; lower mix.total or raise probe.instructions"
+                    f"mix.total: {self.mix.total} x (1 - {sum(fractions.values()):g}) is {rehearsal} "
+                    f"rehearsal rows for variants.{name}, and {free} of {key}; "
+                    f"lower mix.total or raise {key.partition(' ')[0]}"
                 )
-            if (domain if rehearses else self.mix.total) > self.domain.train:
+            if domain > self.domain.train:
                 raise ValueError(
-                    f"mix.total: variants.{name} takes {domain if rehearses else self.mix.total} domain rows, and "
+                    f"mix.total: variants.{name} takes {domain} domain rows, and "
                     f"domain.train is {self.domain.train}; lower mix.total or raise domain.train"
                 )
         wanted = {f"committee.{key}.sampling": member.sampling.max_tokens for key, member in self.committee.items()}
@@ -383,6 +536,11 @@ class Params(Section):
                     f"({self.serve.max_model_len})"
                 )
         return self
+
+    def rehearsal_sources(self) -> list[str]:
+        """The sources that variants name, for rows or for instructions, each once."""
+        named = [source for variant in self.variants.values() for source in (variant.source, variant.borrowed)]
+        return list(dict.fromkeys(source for source in named if source))
 
     def members(self) -> list[str]:
         """The committee's keys whose model is enabled, in the order of params.yaml."""

@@ -15,13 +15,12 @@ from typing import Any
 from anamnesis.errors import QUALITY, UserError
 from anamnesis.params import Probe
 from anamnesis.records import digest, seed_of
-from anamnesis.template import PreQuery
+from anamnesis.template import TEMPLATE_PIECES, PreQuery
 from anamnesis.wire import Call, Outcome
 
 SCRIPT_SHARE = 0.9  # of a text's letters that must be of the expected scripts
 UNIQUE_SHARE = 0.35  # of distinct words below which a text of REPETITION_WORDS or more is a loop
 REPETITION_WORDS = 20
-TEMPLATE_PIECES = re.compile(r"<\|[^|>]*\|>|<(start|end)_of_turn>|\[/?INST\]|<</?SYS>>|</?s>")
 ADVICE = {
     "unfinished": "raise probe.max_tokens, or give the model the system block it was trained with (probe.system)",
     "empty": "the prefix may end the turn at once: see probe.prefix and the model's chat template",

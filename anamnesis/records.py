@@ -101,6 +101,27 @@ AGREEMENT = pa.schema(
         ("note", pa.string()),  # why there is no value, or how to read it
     ]
 )
+REHEARSAL = pa.schema(
+    [
+        ("row_id", pa.string()),  # of the source, the split and the row's place in it
+        ("source", pa.string()),  # as params.yaml names it
+        ("messages", MESSAGES),  # NULL for a row that was dropped
+        ("licence", pa.string()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+BORROWED = pa.schema(  # instructions that the committee answers besides the probed ones
+    [
+        ("instruction_id", pa.string()),  # of source and text: no probed instruction has it
+        ("source", pa.string()),
+        ("text", pa.string()),
+        ("licence", pa.string()),
+        ("members", pa.list_(pa.string())),  # who answers it: those of the variants that borrow from the source
+        ("judges", pa.list_(pa.string())),
+        ("samples", pa.int64()),  # of each member, at most
+    ]
+)
 HELDOUT = pa.schema([("instruction_id", pa.string()), ("messages", MESSAGES)])
 DOMAIN_TRAIN = pa.schema(
     [
@@ -122,11 +143,23 @@ DOMAIN_TEST = pa.schema(
         ("category", pa.string()),
     ]
 )
+CLEANED = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("order_id", pa.string()),  # what the mix orders by: a pick's instruction_id, any other row's row_id
+        ("messages", MESSAGES),
+        ("source", pa.string()),  # domain, domain:<name>, reconstructed or a rehearsal source
+        ("member", pa.string()),  # who wrote the response; NULL for rows that nobody here wrote
+        ("licence", pa.string()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
 MIXED = pa.schema(
     [
         ("row_id", pa.string()),
         ("messages", MESSAGES),
-        ("source", pa.string()),  # domain, or the rehearsal source
+        ("source", pa.string()),  # domain, domain:<name>, reconstructed or a rehearsal source
         ("member", pa.string()),  # who wrote the response; NULL for domain rows
         ("licence", pa.string()),
         ("tokens", pa.int64()),  # of the rendered conversation, by the target's tokenizer

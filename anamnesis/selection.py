@@ -31,6 +31,13 @@ def held_out(text: str, instructions: pa.Table, heldout: float, seed: int) -> se
     return {row["instruction_id"] for row in pool.to_pylist() if row["held_out"]}
 
 
+def borrowed_pool(borrowed: pa.Table, source: str) -> pa.Table:
+    """The instructions of one rehearsal source as a pool like that of `pool_of`; none of them is held out."""
+    ours = borrowed.filter(pc.equal(borrowed["source"], source))
+    pool = pa.table({"instruction_id": ours["instruction_id"], "instruction": ours["text"]})
+    return pool.append_column("held_out", pa.array([False] * pool.num_rows, pa.bool_()))
+
+
 def select_variant(
     text: str,
     pool: pa.Table,

@@ -16,6 +16,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 SURPLUS = "surplus"  # a probed sample that passed every filter when enough were there already
 NO_REASON = "no reason given"
+STEPS = ("probed", "unique", "answered", "judged", "kept", "clean", "mixed")
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,15 @@ class Contest:
     wins: list[Win]
     picked_tokens: float | None
     candidate_tokens: float | None
+
+
+@dataclass(frozen=True)
+class Way:
+    """How many instructions of a variant are left after each of `STEPS`; None for a step it didn't take."""
+
+    variant: str
+    left: dict[str, int | None]
+    drops: list[Drop]  # at step clean
 
 
 @dataclass(frozen=True)
@@ -212,13 +222,58 @@ def contest(
     return Contest(variant, len(picks), wins, _mean(tokens or 0 for tokens in lengths), _mean(of_candidates))
 
 
+def way(
+    variant: str,
+    cleaned: Rows,
+    mixed: Rows,
+    *,
+    instructions: Rows = (),
+    selected: Rows | None = None,
+    responses: Mapping[str, Rows],
+    judgments: Mapping[str, Rows],
+    samples: int,
+) -> Way:
+    """One variant's rows from probe to training set; `selected` None: its rows come from elsewhere.
+
+    `instructions` are the probed ones; none where those of a rehearsal source were answered.
+    `responses` and `judgments` are those of the variant's own members and judges. Held-out instructions are not counted
+    as answered. A variant without judges has no step `judged`.
+    """
+    left: dict[str, int | None] = dict.fromkeys(STEPS)
+    if selected is not None:
+        ours = {row["instruction_id"] for row in selected if row["reason"] != "held out"}
+        answers = {
+            row["response_id"]: row["instruction_id"]
+            for row in complete(responses).values()
+            if row["instruction_id"] in ours and row["sample_index"] < samples
+        }
+        votes = (row["response_id"] for rows in judgments.values() for row in rows if row["score"] is not None)
+        left |= {
+            "probed": len(instructions) or None,
+            "unique": sum(row["status"] == "ok" for row in instructions) if instructions else None,
+            "answered": len(set(answers.values())),
+            "judged": len({answers[vote] for vote in votes if vote in answers}) if judgments else None,
+        }
+    left |= {
+        "kept": len(cleaned),
+        "clean": sum(row["status"] == "ok" for row in cleaned),
+        "mixed": sum(row["source"].partition(":")[0] != "domain" for row in mixed),
+    }
+    return Way(variant, left, clean_drops(cleaned))
+
+
+def clean_drops(cleaned: Rows) -> list[Drop]:
+    """Rows that cleaning took out, by reason; of near-duplicates the other row's id is left out."""
+    return drops([{**row, "reason": (row["reason"] or "").partition(" of ")[0]} for row in cleaned])
+
+
 def composition(mixed: Rows) -> list[Part]:
     """A training set by source and member, the domain first."""
     groups: dict[tuple[str, str | None], list[int]] = defaultdict(list)
     for row in mixed:
         groups[row["source"], row["member"]].append(row["tokens"] or 0)
     rows, tokens = len(mixed), sum(map(sum, groups.values()))
-    order = sorted(groups, key=lambda key: (key[0] != "domain", key[0], key[1] or ""))
+    order = sorted(groups, key=lambda key: (key[0].partition(":")[0] != "domain", key[0], key[1] or ""))
     return [
         Part(
             *key,

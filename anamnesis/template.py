@@ -4,6 +4,7 @@ A sentinel is rendered as the user's message; what stands before it is the pre-q
 what stands behind it tells how a turn ends. Nothing here knows a model by name.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from anamnesis.chat import needs_offsets, render
 from anamnesis.errors import UserError
 
 SENTINEL = "qxsentinelzv"  # letters only: a template may trim white space
+# What templates of any family put around turns; in a text they would be read as the end of it.
+TEMPLATE_PIECES = re.compile(r"<\|[^|>]*\|>|<(start|end)_of_turn>|\[/?INST\]|<</?SYS>>|</?s>")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Domain: build or read the domain set, and split off its test items.
 
-In: the package simple-icd-10-cm, or what domain.source names; the tokenizer in models/pretrained/<target>.
-Out: data/domain/train.parquet, data/domain/test.parquet.
+In: the package simple-icd-10-cm, or what domain.source names; what mix.domains names; the tokenizer in
+models/pretrained/<target>.
+Out: data/domain/train.parquet, data/domain/test.parquet, data/domain/others/<name>.parquet.
 Run: python -m stages.domain
 """
 
@@ -29,13 +30,34 @@ def main() -> None:
         train, test, removed = formats.split(
             rows, domain.train, domain.test, params.seed, domain.source, domain.licence
         )
-        if not domain.source.startswith("hf:") and WATCHED.resolve() not in Path(domain.source).resolve().parents:
-            print(f"note: {domain.source} is outside {WATCHED}/, so a change in it reruns nothing", file=sys.stderr)
+        note_unwatched(domain.source)
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(item["kind"] for item in test).items()))
     print(f"domain: {len(train)} training rows; test items: {kinds}; {removed} duplicates removed")
-    check_lengths(train, Path("models/pretrained") / params.target, params.train.sequence_length)
+    others: dict[str, list[dict[str, Any]]] = {}
+    known = {row["row_id"] for row in train}
+    for name, other in params.mix.domains.items():
+        rows = formats.read(other.source, f"mix.domains.{name}.source")
+        listed = formats.trained_on(rows, other.source, other.licence)
+        others[name] = [row for row in listed if row["row_id"] not in known]  # no row is mixed in twice
+        known |= {row["row_id"] for row in listed}
+        note_unwatched(other.source)
+        print(f"domain: {len(others[name])} rows of {name}, to be mixed in")
+    check_lengths(
+        [*train, *(row for rows in others.values() for row in rows)],
+        Path("models/pretrained") / params.target,
+        params.train.sequence_length,
+    )
     records.write("data/domain/train.parquet", train, records.DOMAIN_TRAIN, ["row_id"])
     records.write("data/domain/test.parquet", test, records.DOMAIN_TEST, ["kind", "row_id"])
+    Path("data/domain/others").mkdir(parents=True, exist_ok=True)  # also where there are none
+    for name, other_rows in others.items():
+        records.write(f"data/domain/others/{name}.parquet", other_rows, records.DOMAIN_TRAIN, ["row_id"])
+
+
+def note_unwatched(source: str) -> None:
+    """Say so where DVC won't see a change in a user's file."""
+    if not source.startswith("hf:") and WATCHED.resolve() not in Path(source).resolve().parents:
+        print(f"note: {source} is outside {WATCHED}/, so a change in it reruns nothing", file=sys.stderr)
 
 
 def check_lengths(rows: Sequence[dict[str, Any]], model_dir: Path, sequence_length: int) -> None:

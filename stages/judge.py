@@ -1,6 +1,7 @@
 """Judge: one judge scores every complete response of the committee, those to held-out instructions excepted.
 
-In: data/instructions.parquet, data/responses/<member>.parquet, models/pretrained/<judge>, the judge's prompt.
+In: data/instructions.parquet, data/borrowed.parquet, data/responses/<member>.parquet, models/pretrained/<judge>, the
+judge's prompt.
 Out: data/judgments/<judge>.parquet; a missing vote is NULL with its reason. data/controls/<judge>.parquet: planted
 responses, asked about like any other beside those to the same instruction, and their scores (anamnesis/controls.py).
 Run: python -m stages.judge <judge>
@@ -28,12 +29,22 @@ from anamnesis.wire import Call, Outcome
 PROMPT = "prompts/judge.txt"
 
 
-def judged_of(params: Params, instructions: pa.Table, responses: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The complete responses with their `instruction`, those to one together (their prompts share a prefix)."""
+def judged_of(
+    params: Params,
+    judge: str,
+    instructions: pa.Table,
+    borrowed: Iterable[dict[str, Any]],
+    responses: Iterable[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """The complete responses with their `instruction`, those to one together (their prompts share a prefix).
+
+    Responses to borrowed instructions are for the judges of the variants that borrow them.
+    """
     pool = selection.pool_of(
         sql.statement("stages/sql/hold_out.sql"), instructions, params.select.heldout, params.seed
     ).to_pylist()
     text_of = {row["instruction_id"]: row["instruction"] for row in pool if not row["held_out"]}
+    text_of |= {row["instruction_id"]: row["text"] for row in borrowed if judge in row["judges"]}
     judged = [
         row | {"instruction": text_of[row["instruction_id"]]}
         for row in responses
@@ -99,7 +110,8 @@ def main() -> None:
     if params.models[name].enabled:
         instructions = records.read_table("data/instructions.parquet", records.INSTRUCTIONS)
         answers = [records.read(f"data/responses/{member}.parquet", records.RESPONSES) for member in params.members()]
-        judged = judged_of(params, instructions, chain.from_iterable(answers))
+        borrowed = records.read("data/borrowed.parquet", records.BORROWED)
+        judged = judged_of(params, name, instructions, borrowed, chain.from_iterable(answers))
         planted = controls.plant(judged, params.judging.control, params.seed)
         rows = grouped(judged, planted)
         with Ledger() as ledger, Client(f"models/pretrained/{name}", params, ledger) as client:

@@ -1,6 +1,6 @@
 """Mix: join domain and rehearsal rows to each variant's training set.
 
-In: data/domain/train.parquet, data/selected/<variant>.parquet, the tokenizer in models/pretrained/<target>.
+In: data/domain/cleaned.parquet, data/cleaned/<variant>.parquet, the tokenizer in models/pretrained/<target>.
 Out: data/mixed/<variant>.parquet, metrics/mix.json.
 Run: python -m stages.mix
 """
@@ -14,22 +14,43 @@ import pyarrow.compute as pc
 from anamnesis import chat, mixing, records, sql
 from anamnesis import params as settings
 from anamnesis.errors import run
+from anamnesis.params import Params
+
+
+def _sizes(table: pa.Table, rehearsal: bool) -> dict[str, int]:
+    """Rows that are ok, by part of the mix."""
+    sources = table.filter(pc.equal(table["status"], "ok"))["source"]
+    if rehearsal:
+        return {mixing.REHEARSAL: len(sources)}
+    return {entry["values"]: entry["counts"] for entry in pc.value_counts(sources).to_pylist()}
+
+
+def knobs(params: Params) -> dict[str, tuple[str, int]]:
+    """What to raise for the variants with a rehearsal source whose pool is too small."""
+    rehearsal = params.rehearsal
+    rows, instructions = ("rehearsal.rows", rehearsal.rows), ("rehearsal.instructions", rehearsal.instructions)
+    sources = {name: variant for name, variant in params.variants.items() if variant.source or variant.borrowed}
+    return {name: rows if variant.source else instructions for name, variant in sources.items()}
 
 
 def main() -> None:
     params = settings.load()
-    domain = records.read_table("data/domain/train.parquet", records.DOMAIN_TRAIN)
-    selected: dict[str, pa.Table | None] = {}
+    mix = params.mix
+    domain = records.read_table("data/domain/cleaned.parquet", records.CLEANED)
+    cleaned: dict[str, pa.Table | None] = {}
     for name, variant in params.variants.items():
-        rehearses = variant.rehearsal == "reconstructed"
-        path = f"data/selected/{name}.parquet"
-        selected[name] = records.read_table(path, records.SELECTED) if rehearses else None
-    kept = {
-        name: None if table is None else pc.sum(pc.equal(table["status"], "ok")).as_py() or 0
-        for name, table in selected.items()
-    }
-    total, fraction = params.mix.total, params.mix.domain_fraction
-    mixing.check_pools(total, fraction, domain.num_rows, kept, params.probe.instructions, params.domain.train)
+        path = f"data/cleaned/{name}.parquet"
+        cleaned[name] = None if variant.rehearsal == "none" else records.read_table(path, records.CLEANED)
+
+    rehearsals = {f"variants.{name}": table for name, table in cleaned.items() if table is not None}
+    mixing.check_licences({"the domain": domain, **rehearsals}, mix.licences.forbid)
+    fractions = mix.fractions()
+    if mix.unit == "examples":
+        pools = {
+            name: _sizes(domain, False) | ({} if table is None else _sizes(table, True))
+            for name, table in cleaned.items()
+        }
+        mixing.check_pools(mix.total, fractions, pools, params.probe.instructions, params.domain.train, knobs(params))
 
     from transformers import AutoTokenizer  # takes seconds: after the check
 
@@ -40,21 +61,17 @@ def main() -> None:
         return len(tokenizer(chat.render(tokenizer, messages), add_special_tokens=False)["input_ids"])
 
     statement = sql.statement("stages/sql/mix.sql")
-    writers = {
-        key: mixing.Writer(params.models[key].licence, member.sampling.system)
-        for key, member in params.committee.items()
-    }
     metrics: dict[str, int | float] = {}
-    for name, table in selected.items():
+    for name, table in cleaned.items():
         mixed = mixing.mix_variant(
             statement,
             domain,
             table,
-            writers,
-            total=total,
-            fraction=fraction,
+            total=mix.total,
+            fractions=fractions,
             seed=params.seed,
             count_tokens=count_tokens,
+            unit=mix.unit,
         )
         records.write(f"data/mixed/{name}.parquet", mixed, records.MIXED, ["row_id"])
         counts = mixing.counts(mixed)

@@ -1,6 +1,7 @@
 """Plan: what the model calls of a run will take, before it is made. Asks nothing but a pilot, if one is wanted.
 
-In: params.yaml, models/pretrained (`dvc repro models`), the ledger. Out: a table; no stage of DVC.
+In: params.yaml, models/pretrained (`dvc repro models`), data/borrowed.parquet where a variant borrows instructions
+(`dvc repro rehearse`), the ledger. Out: a table; no stage of DVC.
 Run: python -m stages.plan [--pilot N] [--json]      or: make plan
 --pilot N asks the first N calls of every stage and model that the ledger lacks. They are calls of the run itself: it
 will not ask them again.
@@ -19,7 +20,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from anamnesis import controls, judging, probing, records, sources
+from anamnesis import controls, judging, probing, records, rehearsal, sources
 from anamnesis import params as settings
 from anamnesis.cards import Card, load_card
 from anamnesis.client import Client
@@ -34,6 +35,8 @@ from anamnesis.wire import Call, Outcome
 from stages import judge, probe, respond
 
 STALE = "models.{}: changed since stage models made it; run `dvc repro models`"
+DRAW_FIRST = "data/borrowed.parquet: not what params.yaml borrows; run `dvc repro rehearse`"
+WHO = ("members", "judges", "samples")
 RUBRIC_TOKENS = 600  # of the judge's prompt around instruction and response, at most
 
 
@@ -54,6 +57,7 @@ class Planner:
         self.params, self._ledger, self._pilot = params, ledger, pilot
         self.lines: list[Line] = []
         self._piloted: Counter[str] = Counter()  # calls asked, by stage and model
+        self._borrowed = borrowed_of(params)
 
     def _card(self, name: str) -> Card:
         """A model's card as params.yaml has it: a server's needs no stage models, weights need theirs."""
@@ -122,26 +126,29 @@ class Planner:
         self._add("probe", self.params.target, found, more, len(prefix.ids), wanted.max_tokens)
         return pa.Table.from_pylist([asdict(sample) for sample in samples], records.INSTRUCTIONS)
 
-    def respond(self, member: str, instructions: pa.Table) -> list[dict[str, Any]]:
-        """Rows of the responses that the ledger gives."""
+    def respond(self, member: str, instructions: pa.Table) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Rows of the responses that the ledger gives, and the borrowed instruction of each call that it lacks."""
         sampling, goal = self.params.committee[member].sampling, self.params.probe.instructions
-        asked = respond.asked_of(self.params, member, instructions)
+        asked = respond.asked_of(self.params, member, instructions, self._borrowed)
+        probed = len(respond.asked_of(self.params, member, instructions, []))
         calls = [respond_call(row, sampling, self.params.seed, index) for row, index in asked]
         found = self._look(member, calls, f"respond {member}")
         kept_back = 0 if member == self.params.target else share(goal, self.params.select.heldout)
-        more = max(0, (goal - kept_back) * sampling.samples - len(asked))
+        more = max(0, (goal - kept_back) * sampling.samples - probed)
         most_in = self.params.probe.max_tokens + prompt_bound({"messages": [{"content": sampling.system}]})
         self._add("respond", member, found, Range(more, more), most_in, sampling.max_tokens)
-        return [
+        pairs = list(zip(asked, found.answers, strict=True))
+        rows = [
             response_row(row["instruction_id"], member, index, Outcome(answer))
-            for (row, index), answer in zip(asked, found.answers, strict=True)
+            for (row, index), answer in pairs
             if answer
         ]
+        return rows, [row for (row, _), answer in pairs[probed:] if not answer]
 
     def judge(self, name: str, instructions: pa.Table, responses: list[dict[str, Any]], to_come: Range) -> None:
         """The lines of one judge; `to_come`: responses that it will read besides those in the ledger."""
         params, judge_params = self.params, self.params.judges[name]
-        judged = judge.judged_of(params, instructions, responses)
+        judged = judge.judged_of(params, name, instructions, self._borrowed, responses)
         planted = [
             row for row in controls.plant(judged, params.judging.control, params.seed) if row["text"] is not None
         ]
@@ -155,7 +162,8 @@ class Planner:
         justify = judge_params.mode == "justify"
         most_out = judge_params.max_tokens if justify else judging.SCORE_TOKENS
         longest = max(member.sampling.max_tokens for member in params.committee.values())
-        most_in = prompt_bound(calls[0].request) if calls else RUBRIC_TOKENS + params.probe.max_tokens + longest
+        asked = max([params.probe.max_tokens, *(len(row["text"].encode()) for row in self._borrowed)])
+        most_in = prompt_bound(calls[0].request) if calls else RUBRIC_TOKENS + asked + longest
         self._add("judge", name, found, to_come, most_in, most_out)
         local = card.kind == "local"
         if judge_params.mode == "expected" and local:
@@ -175,16 +183,33 @@ class Planner:
         """Fill `lines`."""
         instructions = self.probe()
         responses: list[dict[str, Any]] = []
-        expected = Range(0, 0)
+        judges = self.params.enabled_judges()
+        expected = dict.fromkeys(judges, Range(0, 0))
         for member in self.params.members():
-            rows = self.respond(member, instructions)
+            rows, borrowed = self.respond(member, instructions)
             responses += rows
-            to_ask = self.lines[-1].to_ask
+            to_ask = self.lines[-1].to_ask + Range(-len(borrowed), -len(borrowed))
             complete = sum(row["status"] == "ok" for row in rows) / len(rows) if rows else 0.0
             judged = 1.0 - (self.params.select.heldout if member == self.params.target else 0.0)  # its own are not
-            expected += Range(to_ask.low * complete * judged, to_ask.high * judged)
-        for name in self.params.enabled_judges():
-            self.judge(name, instructions, responses, expected)
+            for name in judges:
+                theirs = sum(name in row["judges"] for row in borrowed)
+                expected[name] += Range(to_ask.low * complete * judged, to_ask.high * judged)
+                expected[name] += Range(theirs * complete, theirs)
+        for name in judges:
+            self.judge(name, instructions, responses, expected[name])
+
+
+def borrowed_of(params: Params) -> list[dict[str, Any]]:
+    """The borrowed instructions as stage rehearse drew them; it need not have run where no variant borrows any."""
+    wanted = rehearsal.borrowers_of(params)
+    if not wanted:
+        return []
+    borrowed = records.read("data/borrowed.parquet", records.BORROWED)
+    count = Counter(row["source"] for row in borrowed)
+    as_wanted = all(wanted.get(row["source"]) == {key: row[key] for key in WHO} for row in borrowed)
+    if not as_wanted or set(count) != set(wanted) or max(count.values()) > params.rehearsal.instructions:
+        raise UserError(DRAW_FIRST)
+    return borrowed
 
 
 def _count(span: Range, form: str = "{:,.0f}") -> str:

@@ -37,6 +37,12 @@ def read(params: Params) -> accounts.Account:
         responses=responses,
         judgments=judgments,
         selected=selected,
+        cleaned={
+            name: records.read(f"data/cleaned/{name}.parquet", records.CLEANED)
+            for name, variant in params.variants.items()
+            if variant.rehearsal != "none"
+        },
+        domain=records.read("data/domain/cleaned.parquet", records.CLEANED),
         mixed={name: records.read(f"data/mixed/{name}.parquet", records.MIXED) for name in params.variants},
         samples={
             name: records.read(f"data/samples/{name}.parquet", records.SAMPLES) for name in ("base", *params.variants)

@@ -1,10 +1,12 @@
 """Respond: one member of the committee answers every good instruction, several times; held-out ones only the target.
 
-In: data/instructions.parquet, models/pretrained/<member>. Out: data/responses/<member>.parquet.
+In: data/instructions.parquet, data/borrowed.parquet (instructions of rehearsal sources, for the members of the variants
+that borrow them), models/pretrained/<member>. Out: data/responses/<member>.parquet.
 Run: python -m stages.respond <member>
 """
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -18,14 +20,24 @@ from anamnesis.params import Params
 from anamnesis.responding import respond_call, response_row
 
 
-def asked_of(params: Params, member: str, instructions: pa.Table) -> list[tuple[dict[str, Any], int]]:
-    """The instructions that a member answers, each with every sample index; held-out ones are the target's alone."""
+def asked_of(
+    params: Params, member: str, instructions: pa.Table, borrowed: Iterable[dict[str, Any]]
+) -> list[tuple[dict[str, Any], int]]:
+    """The instructions that a member answers, each with every sample index; held-out ones are the target's alone.
+
+    Borrowed ones are asked of the members of the variants that borrow them, with no more samples than these take.
+    """
     good = [row for row in instructions.to_pylist() if row["status"] == "ok"]
     if member != params.target:
         hold_out = sql.statement("stages/sql/hold_out.sql")
         kept_back = selection.held_out(hold_out, instructions, params.select.heldout, params.seed)
         good = [row for row in good if row["instruction_id"] not in kept_back]
-    return [(row, index) for row in good for index in range(params.committee[member].sampling.samples)]
+    samples = params.committee[member].sampling.samples
+    ours = [row for row in borrowed if member in row["members"]]
+    return [
+        *((row, index) for row in good for index in range(samples)),
+        *((row, index) for row in ours for index in range(min(samples, row["samples"]))),
+    ]
 
 
 def main() -> None:
@@ -36,7 +48,8 @@ def main() -> None:
     sampling = params.committee[member].sampling
     rows: list[dict[str, Any]] = []
     if params.models[member].enabled:
-        asked = asked_of(params, member, records.read_table("data/instructions.parquet", records.INSTRUCTIONS))
+        instructions = records.read_table("data/instructions.parquet", records.INSTRUCTIONS)
+        asked = asked_of(params, member, instructions, records.read("data/borrowed.parquet", records.BORROWED))
         calls = [respond_call(row, sampling, params.seed, index) for row, index in asked]
         model_dir = f"models/pretrained/{member}"
         with Ledger() as ledger, Client(model_dir, params, ledger) as client:

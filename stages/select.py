@@ -1,6 +1,6 @@
 """Select: keep one response an instruction for each variant; hold some instructions out of all of them.
 
-In: data/instructions.parquet, data/responses/<member>.parquet, data/judgments/<judge>.parquet.
+In: data/instructions.parquet, data/borrowed.parquet, data/responses/<member>.parquet, data/judgments/<judge>.parquet.
 Out: data/selected/<variant>.parquet, data/heldout.parquet, metrics/select.json.
 Run: python -m stages.select
 """
@@ -28,6 +28,7 @@ def main() -> None:
     judgments = _all("data/judgments", judges, records.JUDGMENTS)
 
     pool = selection.pool_of(sql.statement("stages/sql/hold_out.sql"), instructions, params.select.heldout, params.seed)
+    borrowed = records.read_table("data/borrowed.parquet", records.BORROWED)
     system = params.committee[params.target].sampling.system
     heldout = selection.heldout_rows(sql.statement("stages/sql/heldout.sql"), pool, responses, params.target, system)
     records.write("data/heldout.parquet", heldout, records.HELDOUT, ["instruction_id"])
@@ -42,7 +43,7 @@ def main() -> None:
         asked = [member for member in variant.members if member in members]
         selected = selection.select_variant(
             statement,
-            pool,
+            selection.borrowed_pool(borrowed, variant.borrowed) if variant.borrowed else pool,
             responses,
             judgments,
             members=asked,

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from anamnesis import params as settings
+from anamnesis import records
 from anamnesis.sources import PypiFile, fetch_pypi, materialise, parse
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,6 +62,7 @@ def project(tmp_path: Path) -> Callable[..., Path]:
         for name in ("anamnesis", "stages", "prompts", "conf"):
             (folder / name).symlink_to(ROOT / name)
         (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+        records.write(folder / "data/borrowed.parquet", [], records.BORROWED, ["instruction_id"])  # stage rehearse's
         for key, source in models.items():
             shutil.copytree(source, folder / "models" / "pretrained" / key)
         return folder

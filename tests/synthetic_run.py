@@ -185,6 +185,31 @@ def selected_rows(
     return rows
 
 
+def cleaned_rows(selected: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The picks, one of each twenty taken out for overlap and one for being a near-duplicate."""
+    reasons = {3: "overlap with ifeval", 7: "near-duplicate of abc"}
+    return [
+        {
+            "row_id": row["response_id"],
+            "order_id": row["instruction_id"],
+            "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+            "source": "reconstructed",
+            "member": row["member"],
+            "licence": "MIT",
+            "status": "filtered" if i % 20 in reasons else "ok",
+            "reason": reasons.get(i % 20),
+        }
+        for i, row in enumerate(row for row in selected if row["status"] == "ok")
+    ]
+
+
+def domain_rows(count: int) -> list[dict[str, Any]]:
+    """Cleaned domain rows, one of them taken out."""
+    row = {"messages": [], "source": "domain", "member": None, "licence": "MIT", "status": "ok", "reason": None}
+    rows = [{**row, "row_id": digest("domain", i), "order_id": digest("domain", i)} for i in range(count)]
+    return [rows[0] | {"status": "filtered", "reason": "overlap with domain-test"}, *rows[1:]]
+
+
 def mixed_rows(rng: random.Random, mix: dict[str, Any], selected: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
     picks = [row for row in selected or [] if row["status"] == "ok"]
     domain = mix["total"] if selected is None else round(mix["total"] * mix["domain_fraction"])
@@ -276,11 +301,13 @@ def write_run(root: Path, raw: dict[str, Any], measures: list[str] | None = None
     records.write(data / "agreement.parquet", figures, records.AGREEMENT, agree.KEY)
     measures = list(LEVELS) if measures is None else measures
     records.write(data / "samples/base.parquet", sample_rows("base", False, measures), records.SAMPLES, SAMPLE_KEY)
+    records.write(data / "domain/cleaned.parquet", domain_rows(40), records.CLEANED, ["row_id"])
     for i, (name, variant) in enumerate(raw["variants"].items()):
         rehearses = variant["rehearsal"] == "reconstructed"
         picks = selected_rows(variant, probed, answers, votes) if rehearses else None
         if picks is not None:
             records.write(data / f"selected/{name}.parquet", picks, records.SELECTED, ["instruction_id"])
+            records.write(data / f"cleaned/{name}.parquet", cleaned_rows(picks), records.CLEANED, ["row_id"])
         records.write(data / f"mixed/{name}.parquet", mixed_rows(rng, raw["mix"], picks), records.MIXED, ["row_id"])
         rows = sample_rows(name, rehearses, measures)
         records.write(data / f"samples/{name}.parquet", rows, records.SAMPLES, SAMPLE_KEY)

@@ -14,7 +14,7 @@ from fault_server import FaultServer, fault_server, reply_to
 
 from anamnesis import controls, records
 from anamnesis.errors import QUALITY, UserError
-from stages import judge, respond, select
+from stages import judge, rehearse, respond, select
 
 INSTRUCTIONS, MEMBERS, JUDGES, SAMPLES = 10, 3, 2, 3
 RESPONSES = INSTRUCTIONS * MEMBERS * SAMPLES
@@ -60,9 +60,22 @@ class Pipeline:
         ]  # fmt: skip
         records.write(self.folder / "data/instructions.parquet", rows, records.INSTRUCTIONS, ["sample_index"])
 
+    def borrow(self, count: int, members: list[str], judges: list[str], samples: int) -> None:
+        """A variant whose `count` instructions come from a file, answered by `members` and scored by `judges`."""
+        file = self.folder / "mine.jsonl"
+        rows = [{"instruction": f"Borrowed question {i}?", "response": "unused"} for i in range(50)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        self.params["rehearsal"] |= {"instructions": count, "sources": {"mine": {"source": f"path:{file}"}}}
+        self.params["mix"]["total"] = 3
+        self.params["variants"]["borrowing"] = {
+            "rehearsal": "reconstructed", "instructions": "mine", "members": members, "judges": judges,
+            "samples": samples, "rule": "mean",
+        }  # fmt: skip
+
     def run(self) -> tuple[int, int]:
-        """Run all three stages; how many calls the server got from respond and from judge."""
+        """Run all four stages; how many calls the server got from respond and from judge."""
         (self.folder / "params.yaml").write_text(yaml.safe_dump(self.params), encoding="utf-8")
+        rehearse.main()
         asked = []
         for stage, names in ((respond, self.params["committee"]), (judge, self.params["judges"])):
             before = self.server.tried.total()
@@ -232,3 +245,34 @@ def test_a_judge_that_can_not_be_read_fails_with_advice_and_loses_nothing(pipeli
     pipeline.params["judges"]["m1"] = {"mode": "score"}
     asked, votes = pipeline.run()
     assert (asked, votes) == (0, len(votes_of(pipeline)))
+
+
+def test_borrowed_instructions(pipeline: Pipeline) -> None:
+    """Only the variant's members answer, with its samples; only its judges read that; nobody else asks anything."""
+    pipeline.run()
+    before = complete(pipeline)
+    pipeline.borrow(6, ["m1", "m2"], ["m2"], samples=2)
+    asked, votes = pipeline.run()
+    assert (asked, votes) == (6 * 2 * 2, complete(pipeline) - before)
+    picked = records.read(pipeline.folder / "data/selected/borrowing.parquet", records.SELECTED)
+    assert len(picked) == 6
+    assert all(row["instruction"].startswith("Borrowed question") and row["reason"] != "held out" for row in picked)
+    assert {row["member"] for row in picked if row["status"] == "ok"} <= {"m1", "m2"}
+    probed = records.read(pipeline.folder / "data/selected/committee.parquet", records.SELECTED)
+    assert not {row["instruction_id"] for row in probed} & {row["instruction_id"] for row in picked}
+
+    pipeline.borrow(8, ["m1", "m2"], ["m2"], samples=2)  # two more
+    before = complete(pipeline)
+    assert pipeline.run() == (2 * 2 * 2, complete(pipeline) - before)
+    pipeline.params["variants"]["borrowing"]["rule"] = "first"
+    assert pipeline.run() == (0, 0)
+    pipeline.params["variants"]["borrowing"]["judges"] = ["m2", "m1"]
+    asked, votes = pipeline.run()
+    assert asked == 0
+    theirs = {
+        row["instruction_id"] for row in records.read(pipeline.folder / "data/borrowed.parquet", records.BORROWED)
+    }
+    answers = [
+        records.read(pipeline.folder / f"data/responses/m{i}.parquet", records.RESPONSES) for i in range(MEMBERS)
+    ]
+    assert votes == sum(row["instruction_id"] in theirs and row["status"] == "ok" for rows in answers for row in rows)

@@ -12,44 +12,71 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anamnesis import mixing, records, sql
-from anamnesis.errors import POOL_TOO_SMALL, UserError
-from anamnesis.params import share
+from anamnesis.errors import FORBIDDEN_LICENCE, POOL_TOO_SMALL, UserError
+from anamnesis.params import Params, share
+from stages import mix
 
 MIX = sql.statement(Path(__file__).parent.parent / "stages" / "sql" / "mix.sql")
-WRITERS = {"alpha": mixing.Writer("MIT"), "beta": mixing.Writer("Apache-2.0", "Be brief.")}
 FRACTIONS = st.decimals(0, 1, places=2).map(float)
 
 
-def domain_rows(count: int) -> pa.Table:
+def domain_rows(count: int, source: str = "domain", words: int = 1) -> pa.Table:
     rows = []
     for place in range(count):
-        row_id = records.digest("domain row", place)
-        messages = [{"role": "user", "content": f"q{place}"}, {"role": "assistant", "content": f"a{place}"}]
-        rows.append({"row_id": row_id, "messages": messages, "category": None, "source": "own", "licence": "CC0"})
-    return pa.Table.from_pylist(rows, records.DOMAIN_TRAIN)
+        row_id = records.digest("domain row", source, place)
+        answer = " ".join(["a"] * (words - 1) + [f"a{place}"])
+        messages = [{"role": "user", "content": f"q{place}"}, {"role": "assistant", "content": answer}]
+        rows.append({"row_id": row_id, "order_id": row_id, "messages": messages, "source": source, "licence": "CC0"})
+    return pa.Table.from_pylist([{**row, "status": "ok"} for row in rows], records.CLEANED)
 
 
-def selected_rows(count: int, dropped: int = 3, member: str = "alpha") -> pa.Table:
+def cleaned_rows(count: int, dropped: int = 3, member: str = "alpha") -> pa.Table:
     rows: list[dict[str, Any]] = []
     for place in range(count + dropped):
-        row: dict[str, Any] = dict.fromkeys(records.SELECTED.names)
-        row |= {"instruction_id": f"i{place}", "instruction": f"ask {place}", "candidates": 0, "status": "filtered"}
-        row["reason"] = "held out"
-        if place < count:
-            row |= {"response_id": records.digest(member, place), "member": member, "response": f"say {place}"}
-            row |= {"candidates": 1, "status": "ok", "reason": None}
+        messages = [{"role": "user", "content": f"ask {place}"}, {"role": "assistant", "content": f"say {place}"}]
+        row = {"row_id": records.digest(member, place), "order_id": f"i{place}", "messages": messages}
+        row |= {"source": "reconstructed", "member": member, "licence": "MIT", "status": "ok"}
+        if place >= count:
+            row |= {"status": "refused", "reason": "refused"}
         rows.append(row)
-    return pa.Table.from_pylist(rows, records.SELECTED)
+    return pa.Table.from_pylist(rows, records.CLEANED)
 
 
 def count_tokens(messages: Sequence[dict[str, str]]) -> int:
     return sum(len(message["content"].split()) for message in messages)
 
 
-def mixed(domain: pa.Table, selected: pa.Table | None, total: int, fraction: float, seed: int = 17) -> pa.Table:
+def mixed(
+    domain: pa.Table,
+    cleaned: pa.Table | None,
+    total: int,
+    fraction: float | dict[str, float],
+    seed: int = 17,
+    unit: str = "examples",
+    threads: int = 0,
+) -> pa.Table:
+    fractions = fraction if isinstance(fraction, dict) else {"domain": fraction}
     return mixing.mix_variant(
-        MIX, domain, selected, WRITERS, total=total, fraction=fraction, seed=seed, count_tokens=count_tokens
+        MIX,
+        domain,
+        cleaned,
+        total=total,
+        fractions=fractions,
+        seed=seed,
+        count_tokens=count_tokens,
+        unit=unit,
+        threads=threads,
     )
+
+
+def check_pools(
+    total: int, fraction: float, domain: int, rehearsal: dict[str, int | None], instructions: int, train: int
+) -> None:
+    """The pools of one domain, and of rehearsal rows by variant (None: no rehearsal)."""
+    pools = {
+        name: {"domain": domain} | ({} if have is None else {"rehearsal": have}) for name, have in rehearsal.items()
+    }
+    mixing.check_pools(total, {"domain": fraction}, pools, instructions, train)
 
 
 @pytest.mark.parametrize(
@@ -68,11 +95,11 @@ def test_every_mix_is_exact_or_refused(total: int, fraction: float, domain: int,
     rehearsal = {"v": kept if rehearses else None}
     if learnt > domain or total - learnt > kept * rehearses:
         with pytest.raises(UserError) as raised:
-            mixing.check_pools(total, fraction, domain, rehearsal, 50, 40)
+            check_pools(total, fraction, domain, rehearsal, 50, 40)
         assert raised.value.code == POOL_TOO_SMALL
         return
-    mixing.check_pools(total, fraction, domain, rehearsal, 50, 40)
-    rows = mixed(domain_rows(domain), selected_rows(kept) if rehearses else None, total, fraction).to_pylist()
+    check_pools(total, fraction, domain, rehearsal, 50, 40)
+    rows = mixed(domain_rows(domain), cleaned_rows(kept) if rehearses else None, total, fraction).to_pylist()
     assert len({row["row_id"] for row in rows}) == len(rows) == total
     assert sum(row["source"] == "domain" for row in rows) == learnt
     assert all(row["licence"] == ("CC0" if row["source"] == "domain" else "MIT") for row in rows)
@@ -91,26 +118,26 @@ def test_the_numbers_in_the_error_fit(
 ) -> None:
     instructions, train = 500, domain
     try:
-        mixing.check_pools(total, fraction, domain, rehearsal, instructions, train)
+        check_pools(total, fraction, domain, rehearsal, instructions, train)
         return
     except UserError as error:
         line = str(error)
     if lower := re.search(r"lower mix\.total to (\d+)", line):
         fitting = int(lower[1])
         assert 0 < fitting < total
-        mixing.check_pools(fitting, fraction, domain, rehearsal, instructions, train)  # fits all of them
+        check_pools(fitting, fraction, domain, rehearsal, instructions, train)  # fits all of them
         with pytest.raises(UserError):  # and is the largest that does
-            mixing.check_pools(fitting + 1, fraction, domain, rehearsal, instructions, train)
+            check_pools(fitting + 1, fraction, domain, rehearsal, instructions, train)
     if rows := re.search(r"raise domain\.train from \d+ to (\d+)", line):
         plenty = {name: have if have is None else total for name, have in rehearsal.items()}
-        mixing.check_pools(total, fraction, int(rows[1]), plenty, instructions, train)
+        check_pools(total, fraction, int(rows[1]), plenty, instructions, train)
         with pytest.raises(UserError):
-            mixing.check_pools(total, fraction, int(rows[1]) - 1, plenty, instructions, train)
+            check_pools(total, fraction, int(rows[1]) - 1, plenty, instructions, train)
     if about := re.search(r"variants\.(\w+): .* probe\.instructions from \d+ to about (\d+)", line):
         have = rehearsal[about[1]]
         assert have is not None
         more = have * int(about[2]) // instructions  # the same yield
-        mixing.check_pools(total, fraction, total, {about[1]: more}, instructions, train)
+        check_pools(total, fraction, total, {about[1]: more}, instructions, train)
 
 
 EXPECTED = {
@@ -132,7 +159,7 @@ EXPECTED = {
     "nothing selected": (
         (36, 0.17, 400, {"committee": 0}, 56, 400),
         "variants.committee: 30 rehearsal rows are needed (mix.total 36 x (1 - 0.17)) and 0 are there; "
-        "metrics/select.json says why every instruction was dropped",
+        "metrics/select.json and metrics/clean.json say why every row was dropped",
     ),
 }
 
@@ -141,13 +168,13 @@ EXPECTED = {
 def test_the_error_says_what_to_change(name: str) -> None:
     arguments, line = EXPECTED[name]
     with pytest.raises(UserError) as raised:
-        mixing.check_pools(*arguments)
+        check_pools(*arguments)
     assert str(raised.value) == line
     assert raised.value.code == POOL_TOO_SMALL
 
 
 def test_a_smaller_mix_is_a_subset_of_a_larger_one() -> None:
-    domain, selected = domain_rows(50), selected_rows(60)
+    domain, selected = domain_rows(50), cleaned_rows(60)
     small, large = (
         {row["row_id"]: row for row in mixed(domain, selected, total, 0.3).to_pylist()} for total in (20, 60)
     )
@@ -156,44 +183,25 @@ def test_a_smaller_mix_is_a_subset_of_a_larger_one() -> None:
     assert {key for key, row in large.items() if row["source"] == "domain"} < more
 
 
-def test_a_rehearsal_row_keeps_its_writers_system_turn() -> None:
-    for member, roles in (("alpha", ["user", "assistant"]), ("beta", ["system", "user", "assistant"])):
-        rows = mixed(domain_rows(5), selected_rows(20, member=member), 10, 0.2).to_pylist()
-        messages = [row["messages"] for row in rows if row["member"]]
-        assert {tuple(turn["role"] for turn in one) for one in messages} == {tuple(roles)}
-        assert all(one[0]["content"] == "Be brief." for one in messages if member == "beta")
-
-
 def test_variants_rehearse_the_same_instructions() -> None:
     asked = [
         {row["messages"][-2]["content"] for row in mixed(domain_rows(9), table, 20, 0.2).to_pylist() if row["member"]}
-        for table in (selected_rows(40, member="alpha"), selected_rows(40, member="beta"))
+        for table in (cleaned_rows(40, member="alpha"), cleaned_rows(40, member="beta"))
     ]
     assert asked[0] == asked[1]
 
 
 def test_row_order_and_threads_change_nothing_and_the_seed_does() -> None:
-    domain, selected = domain_rows(50), selected_rows(60)
+    domain, selected = domain_rows(50), cleaned_rows(60)
     first = mixed(domain, selected, 40, 0.3)
     assert mixed(domain.take(list(range(49, -1, -1))), selected.take(list(range(62, -1, -1))), 40, 0.3) == first
     assert mixed(domain, selected, 40, 0.3, seed=18) != first
     for threads in (1, 2, 4):
-        again = mixing.mix_variant(
-            MIX,
-            domain,
-            selected,
-            WRITERS,
-            total=40,
-            fraction=0.3,
-            seed=17,
-            count_tokens=count_tokens,
-            threads=threads,
-        )
-        assert again == first
+        assert mixed(domain, selected, 40, 0.3, threads=threads) == first
 
 
 def test_counts_add_up() -> None:
-    table = mixed(domain_rows(10), selected_rows(20), 20, 0.25)
+    table = mixed(domain_rows(10), cleaned_rows(20), 20, 0.25)
     counts = mixing.counts(table)
     assert counts["rows.domain"] == 5
     assert counts["rows.rehearsal"] == 15
@@ -201,3 +209,119 @@ def test_counts_add_up() -> None:
     assert counts["tokens.rehearsal"] == 4 * 15  # ask 1, say 1
     assert counts["domain_share.rows"] == 0.25
     assert counts["domain_share.tokens"] == round(10 / 70, 6)
+
+
+TWO = {"domain": 0.2, "domain:old": 0.1}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 500), st.lists(st.integers(0, 33).map(lambda n: n / 100), min_size=1, max_size=3), st.booleans())
+def test_parts_add_up_and_none_is_more_than_one_off(total: int, shares: list[float], rehearses: bool) -> None:
+    fractions = {f"domain:{i}" if i else "domain": fraction for i, fraction in enumerate(shares)}
+    parts = mixing.needs(total, fractions, rehearses)
+    assert sum(parts.values()) == total
+    whole = 1.0 if rehearses else sum(shares)
+    for part, fraction in fractions.items() if whole else ():
+        assert abs(parts[part] - total * fraction / whole) <= 1 + 1e-6
+
+
+def test_several_domains() -> None:
+    domain = pa.concat_tables([domain_rows(50), domain_rows(50, "domain:old")])
+    counts = mixing.counts(mixed(domain, cleaned_rows(60), 40, TWO))
+    assert (counts["rows.domain"], counts["rows.domain:old"], counts["rows.rehearsal"]) == (8, 4, 28)
+    assert counts["domain_share.rows"] == 0.3
+    alone = mixing.counts(mixed(domain, None, 40, TWO))  # in proportion where nothing is rehearsed
+    assert (alone["rows.domain"], alone["rows.domain:old"], alone["rows.rehearsal"]) == (27, 13, 0)
+
+
+def test_another_domain_that_is_too_small_is_named() -> None:
+    pools = {"committee": {"domain": 50, "domain:old": 3, "rehearsal": 60}}
+    with pytest.raises(UserError) as raised:
+        mixing.check_pools(40, TWO, pools, 60, 50)
+    assert str(raised.value) == (
+        "variants.committee: 4 rows of mix.domains.old are needed (mix.total 40 x 0.1) and 3 are there; "
+        "lower mix.total to 38 or add rows"
+    )
+
+
+def test_advice_for_a_variant_with_a_rehearsal_source() -> None:
+    pools = {"ultrachat": {"domain": 50, "rehearsal": 10}}
+    with pytest.raises(UserError, match=r"raise rehearsal\.rows from 20 to about 40"):
+        mixing.check_pools(25, {"domain": 0.2}, pools, 60, 50, {"ultrachat": ("rehearsal.rows", 20)})
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(300, 900), st.integers(0, 60).map(lambda n: n / 100), st.booleans(), st.integers(0, 3))
+def test_tokens_are_within_the_tolerance_and_equal_over_variants(
+    total: int, fraction: float, rehearses: bool, seed: int
+) -> None:
+    domain, cleaned = domain_rows(200, words=6), cleaned_rows(400)
+    table = mixed(domain, cleaned if rehearses else None, total, fraction, seed, unit="tokens")
+    counts = mixing.counts(table)
+    share_of_domain = fraction if rehearses else 1.0
+    assert abs(sum(table["tokens"].to_pylist()) - total) <= mixing.TOLERANCE * total
+    assert abs(counts["tokens.domain"] - total * share_of_domain) <= mixing.TOLERANCE * total + 1
+    assert len(set(table["row_id"].to_pylist())) == table.num_rows
+    again = mixed(
+        domain.take(list(range(199, -1, -1))), cleaned if rehearses else None, total, fraction, seed, unit="tokens"
+    )
+    assert again == table
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "total", "line"),
+    [
+        (10, 6, 800, "800 of 800 tokens are due from the domain rows, and 70 are there; lower"),
+        (10, 300, 400, "raise mix.total: they are too long for it"),
+    ],
+)
+def test_tokens_that_no_rows_come_near(rows: int, words: int, total: int, line: str) -> None:
+    with pytest.raises(UserError) as raised:
+        mixed(domain_rows(rows, words=words), None, total, 1.0, unit="tokens")
+    assert line in str(raised.value)
+    assert raised.value.code == POOL_TOO_SMALL
+
+
+def test_a_forbidden_licence_names_its_sources() -> None:
+    rows = cleaned_rows(4).to_pylist()
+    rows[0] |= {"source": "ultrachat", "member": None, "licence": "CC-BY-NC-4.0"}
+    rows[1] |= {"licence": "cc-by-nc-sa-4.0"}
+    rows[2] |= {"source": "own", "member": None, "licence": None}
+    rows[4] |= {"source": "dropped", "member": None, "licence": "CC-BY-NC-4.0"}
+    pools = {"the domain": domain_rows(3), "variants.committee": pa.Table.from_pylist(rows, records.CLEANED)}
+    mixing.check_licences(pools, [])
+    mixing.check_licences(pools, ["CC-BY-NC", "GPL*"])  # a whole name, or a pattern
+    with pytest.raises(UserError) as raised:
+        mixing.check_licences(pools, ["CC-BY-NC*", "Unknown"])
+    assert raised.value.code == FORBIDDEN_LICENCE
+    assert str(raised.value) == (
+        "mix.licences.forbid: ultrachat (CC-BY-NC-4.0, 1 rows of variants.committee); "
+        "reconstructed by alpha (cc-by-nc-sa-4.0, 1 rows of variants.committee); "
+        "own (unknown, 1 rows of variants.committee); leave these sources out, or take the licence off the list"
+    )
+
+
+def test_a_row_under_several_licences_is_under_each() -> None:
+    both = cleaned_rows(1, 0)
+    both = both.set_column(both.schema.get_field_index("licence"), "licence", pa.array(["Apache-2.0; CC-BY-NC-4.0"]))
+    mixing.check_licences({"variants.v": both}, ["BY-NC*"])
+    with pytest.raises(UserError, match=r"\(Apache-2.0; CC-BY-NC-4.0, 1 rows of variants.v\)"):
+        mixing.check_licences({"variants.v": both}, ["cc-by-nc*"])
+
+
+def test_too_few_rows_of_a_source_name_its_own_key(default_params: dict[str, Any]) -> None:
+    default_params["variants"] = {
+        "wild": {"rehearsal": "wildchat"},
+        "asked": {"rehearsal": "reconstructed", "instructions": "mine", "members": ["smollm2"], "rule": "first"},
+        "committee": default_params["variants"]["committee"],
+    }
+    default_params["rehearsal"] |= {"rows": 12, "instructions": 14, "sources": {"mine": {"source": "path:x.jsonl"}}}
+    knobs = mix.knobs(Params.model_validate(default_params))
+    assert knobs == {"wild": ("rehearsal.rows", 12), "asked": ("rehearsal.instructions", 14)}
+    pools = {"wild": {"domain": 40, "rehearsal": 10}}
+    with pytest.raises(UserError) as raised:
+        mixing.check_pools(20, {"domain": 0.25}, pools, 500, 40, knobs)
+    assert str(raised.value) == (
+        "variants.wild: 15 rehearsal rows are needed (mix.total 20 x (1 - 0.25)) and 10 are there; "
+        "lower mix.total to 14 or raise rehearsal.rows from 12 to about 18"
+    )

@@ -57,7 +57,28 @@ EXPECTED = [  # (path of the key, its value, words the line must hold)
     ("variants.committee.judges", [], ["variants.committee", "judges"]),
     ("variants.committee.members", [], ["variants.committee", "members"]),
     ("variants.committee.rehearsal", "sharegtp", ["variants.committee.rehearsal"]),
+    ("variants.wild", {"rehearsal": "sharegtp"}, ["variants.wild.rehearsal", "'sharegtp'", "known:", "sharegpt"]),
+    ("variants.wild", {"rehearsal": "wildchat", "members": ["smollm2"]}, ["variants.wild", "instructions: wildchat"]),
+    ("variants.committee.instructions", "sharegtp", ["variants.committee.instructions", "'sharegtp'", "probed"]),
+    ("variants.domain-only.instructions", "sharegpt", ["variants.domain-only", "rehearsal: reconstructed"]),
+    ("rehearsal.sources", {"mine": {}}, ["rehearsal.sources.mine", "needs `source`"]),
+    ("rehearsal.sources", {"none": {"source": "path:x"}}, ["rehearsal.sources.none", "none of"]),
+    (
+        "rehearsal.sources",
+        {"mine": {"source": "mine.jsonl"}},
+        ["rehearsal.sources.mine.source", "path:<file or folder>"],
+    ),
+    ("rehearsal.sources", {"mine": {"source": "hf:a/b"}}, ["rehearsal.sources.mine.source", "hf:<repo>@<revision>"]),
+    ("rehearsal.rows", 0, ["rehearsal.rows"]),
+    ("rehearsal.turns", "last", ["rehearsal.turns", "'first' or 'all'"]),
     ("report.bootstrap", 3, ["report.bootstrap"]),
+    ("mix.unit", "words", ["mix.unit", "examples", "tokens"]),
+    ("mix.domains", {"old": {"source": "x.jsonl", "fraction": 0.9}}, ["mix", "add up to 1.07"]),
+    ("mix.domains", {"Old": {"source": "x.jsonl", "fraction": 0.1}}, ["domains.Old", "lower-case"]),
+    ("mix.domains", {"old": {"fraction": 0.1}}, ["mix.domains.old.source", "missing"]),
+    ("clean.near_duplicates", 0.0, ["clean.near_duplicates", "greater than 0"]),
+    ("clean.evaluation_sets", {"heldout": "x.jsonl"}, ["clean", "evaluation_sets.heldout", "taken"]),
+    ("clean.evaluation_sets", {"MMLU": "x.jsonl"}, ["clean", "evaluation_sets.MMLU", "lower-case"]),
     ("mix.total", 60, ["mix.total", "rehearsal rows", "lower mix.total"]),
     ("domain.train", 10, ["mix.total", "variants.domain-only", "domain.train"]),
     ("committee.smollm2.sampling", {"max_tokens": 2048}, ["committee.smollm2.sampling.max_tokens", "max_model_len"]),
@@ -95,6 +116,30 @@ def test_a_mistake_is_one_line_naming_the_key(
 
 
 @pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rehearsal": {"rows": 3}}, "mix.total: .* variants.wild, and 3 of rehearsal.rows .* raise rehearsal.rows"),
+        ({"rehearsal": {"rows": 20}}, None),
+        ({"rehearsal": {"instructions": 3}, "asked": True}, "variants.wild, and 3 of rehearsal.instructions"),
+        ({"rehearsal": {"instructions": 20}, "asked": True}, None),
+    ],
+)
+def test_the_pool_of_a_source_is_its_own(
+    changes: dict[str, Any], words: str | None, default_params: dict[str, Any], tmp_path: Path
+) -> None:
+    default_params["rehearsal"] |= changes["rehearsal"]
+    wild = {"rehearsal": "reconstructed", "instructions": "wildchat", "members": ["smollm2"], "rule": "first"}
+    default_params["variants"]["wild"] = wild if changes.get("asked") else {"rehearsal": "wildchat"}
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump(default_params), encoding="utf-8")
+    if words is None:
+        assert settings.load(file).rehearsal_sources() == ["wildchat"]
+        return
+    with pytest.raises(UserError, match=words):
+        settings.load(file)
+
+
+@pytest.mark.parametrize(
     ("text", "word"),
     [
         ("seed: 1\nseed: 2\n", "written twice"),
@@ -129,7 +174,21 @@ def test_one_line_drops_a_member(default_params: dict[str, Any], tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "stage", ["models", "domain", "probe", "respond", "judge", "select", "agree", "mix", "train", "evaluate", "report"]
+    "stage",
+    [
+        "models",
+        "domain",
+        "probe",
+        "rehearse",
+        "respond",
+        "judge",
+        "select",
+        "agree",
+        "mix",
+        "train",
+        "evaluate",
+        "report",
+    ],
 )
 def test_every_stage_stops_at_once_with_code_2(stage: str, default_params: dict[str, Any], tmp_path: Path) -> None:
     for name in ("anamnesis", "stages", "prompts", "conf"):
@@ -167,7 +226,18 @@ def test_presets_have_the_keys_of_params() -> None:
 
 def test_every_key_is_documented(default_params: dict[str, Any]) -> None:
     text = (ROOT / "docs/params.md").read_text(encoding="utf-8")
-    for section in ("serve", "requests", "domain", "probe", "select", "mix", "train", "evaluate", "report"):
+    for section in (
+        "serve",
+        "requests",
+        "domain",
+        "probe",
+        "rehearsal",
+        "select",
+        "mix",
+        "train",
+        "evaluate",
+        "report",
+    ):
         for key in default_params[section]:
             assert f"`{section}.{key}" in text or f"`.{key}`" in text, f"{section}.{key}"
 

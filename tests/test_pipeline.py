@@ -66,6 +66,7 @@ def test_code_dependencies_are_the_imports(stage: str) -> None:
 
 
 FOLDERS = {
+    "clean": {"anamnesis/shipped"},
     "train": {"conf/deepspeed"},
     "evaluate-base": {"anamnesis/shipped", "anamnesis/tasks"},
     "evaluate": {"anamnesis/shipped", "anamnesis/tasks"},
@@ -79,7 +80,13 @@ def test_folders_of_files_that_code_reads_are_dependencies(stage: str) -> None:
     assert {dependency for dependency in declared if (ROOT / dependency).is_dir()} == FOLDERS.get(stage, set())
 
 
-METHODS = {"members": {"committee", "models"}, "enabled_judges": {"judges", "models"}, "requests": set(), "load": set()}
+METHODS = {
+    "members": {"committee", "models"},
+    "enabled_judges": {"judges", "models"},
+    "requests": set(),
+    "load": set(),
+    "rehearsal_sources": {"variants"},
+}
 IN_DATA = {  # what a stage reads of these sections is in the files it depends on
     "respond": {"committee", "models"},
     "judge": {"judges", "models"},

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from fault_server import FaultServer, fault_server
 
 from anamnesis import controls, records
@@ -157,6 +158,39 @@ def test_the_plan_is_what_the_stages_ask(served_project: Callable[..., Path]) ->
         )  # half of 9 instructions; no number and no verb in made-up words
         assert done["judge fake"]["in_ledger"] == (GOAL * SAMPLES * 3 // 4) + 9 * SAMPLES + planted
         assert sum(server.served.values()) - done["all"]["in_ledger"] in range(0, 6 * 4)  # of the pilot, now held out
+
+
+def test_the_plan_has_the_borrowed_instructions(served_project: Callable[..., Path]) -> None:
+    """Five of a source, two samples of one member, read by one judge: to the call; before the draw, what to do."""
+    with fault_server(FaultServer()) as server:
+        folder = served_project(server)
+        params = yaml.safe_load((folder / "params.yaml").read_text())
+        lines = [json.dumps({"instruction": f"Borrowed {i}?", "response": "unused"}) for i in range(20)]
+        (folder / "mine.jsonl").write_text("\n".join(lines))
+        params["rehearsal"] |= {"instructions": 5, "sources": {"mine": {"source": "path:mine.jsonl"}}}
+        params["variants"]["borrowing"] = {
+            "rehearsal": "reconstructed", "instructions": "mine", "members": ["fake"], "judges": ["fake"],
+        }  # fmt: skip
+        (folder / "params.yaml").write_text(yaml.safe_dump(params))
+        command = [sys.executable, "-m", "stages.plan"]
+        told = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert told.returncode == 2
+        assert told.stderr.endswith("not what params.yaml borrows; run `dvc repro rehearse`\n")
+        run(folder, "stages.rehearse")
+        first = plan(folder)
+        assert first["respond smollm2"]["to_ask"] == {"low": GOAL * SAMPLES, "high": GOAL * SAMPLES}
+        assert first["respond fake"]["to_ask"] == {"low": (9 + 5) * SAMPLES, "high": (9 + 5) * SAMPLES}
+        run(folder, "stages.probe")
+        for member in ("smollm2", "fake"):
+            run(folder, "stages.respond", member)
+        between = plan(folder)
+        judged = (GOAL * SAMPLES * 3 // 4) + (9 + 5) * SAMPLES
+        assert between["judge fake"]["to_ask"] == {"low": judged, "high": judged}
+        run(folder, "stages.judge", "fake")
+        done = plan(folder)
+        assert done["all"]["to_ask"] == {"low": 0, "high": 0}
+        assert done["judge fake"]["in_ledger"] == judged
+        assert done["respond fake"]["in_ledger"] == (9 + 5) * SAMPLES
 
 
 def test_a_pilot_of_a_batch_model_is_refused(served_project: Callable[..., Path]) -> None:

@@ -107,7 +107,7 @@ def summary_of(root: Path) -> dict[str, Any]:
 
 def markdown_rows(root: Path) -> list[list[str]]:
     """measure label, model, value, difference, verdict of every line of the result table."""
-    text, _, _ = (root / "report.md").read_text(encoding="utf-8").partition("## Can the judges be trusted?")
+    text, _, _ = (root / "report.md").read_text(encoding="utf-8").partition("## Instructions and votes")
     lines = [line for line in text.splitlines() if line.startswith("|")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
     label = ""
@@ -346,6 +346,28 @@ def test_counts_in_the_summary_are_those_of_the_files(root: Path, tree: Tree) ->
         assert flat[f"judge.{judge}.scored"] + flat[f"judge.{judge}.missing"] == len(rows)
         assert flat[f"judge.{judge}.missing"] > 0
     assert flat["mix.domain-only.rows"] == settings.load(root / "params.yaml").mix.total
+
+
+def test_the_way_from_probe_to_training_set_is_told_with_its_reasons(root: Path, tree: Tree) -> None:
+    flat = summary_of(root)
+    text = (root / "report.md").read_text(encoding="utf-8")
+    header, *lines = tree.cells["ways"]
+    assert header == ["variant", *tallies.STEPS]
+    assert [line[0] for line in lines] == ["single-single", "committee"]
+    for variant, *cells in lines:
+        left = {step: flat.get(f"funnel.{variant}.{step}") for step in tallies.STEPS}
+        assert cells == ["–" if count is None else str(count) for count in left.values()]
+        counted = [count for count in left.values() if count is not None]
+        assert counted == sorted(counted, reverse=True)
+        assert left["probed"] == 50
+        assert left["unique"] == 40
+        assert left["kept"] == flat[f"select.{variant}.picks"] > left["clean"]
+        assert re.search(rf"\| {variant} +\| +50 \| +40 \|", text)
+    assert lines[0][4] == "–"  # its rule asks no judge
+    told = "Taken out of committee before the mix: overlap with ifeval 2, near-duplicate 2."
+    assert told in text
+    assert told in "".join(tree.texts)
+    assert "Taken out of the domain before the mix: overlap with domain-test 1." in text
 
 
 def test_timings_are_in_no_output(root: Path, copy: Path) -> None:

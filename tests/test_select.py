@@ -282,6 +282,7 @@ def test_the_stage_reads_no_file_of_a_disabled_member(tmp_path: Path, monkeypatc
     records.write("data/instructions.parquet", instructions, records.INSTRUCTIONS, ["instruction_id"])
     records.write("data/responses/alpha.parquet", responses, records.RESPONSES, ["response_id"])
     records.write("data/judgments/alpha.parquet", judgments, records.JUDGMENTS, ["response_id"])
+    records.write("data/borrowed.parquet", [], records.BORROWED, ["instruction_id"])
     for stale in ("data/responses/beta.parquet", "data/judgments/beta.parquet"):
         Path(stale).write_bytes(b"not Parquet: reading it would fail")
     select.main()

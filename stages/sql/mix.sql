@@ -1,30 +1,21 @@
--- One variant's training set: the first $domain_rows and $rehearsal_rows in seeded hash order, so fewer are a prefix.
--- A rehearsal row is the conversation as its writer had it, system turn included.
--- Rehearsal rows are ordered by their instruction: variants rehearse the same instructions as far as both kept them.
+-- The rows that one variant may take, in the order in which it takes them; table limits has the most of each part.
+-- A part is a domain's rows (by their source) or all rehearsal rows. The order is a seeded hash, so fewer rows are a
+-- prefix; rehearsal rows are ordered by their instruction, so that variants rehearse the same instructions as far as both
+-- kept them.
 WITH
-learnt AS (
-    SELECT row_id, messages, 'domain' AS source, NULL::VARCHAR AS member, licence
+candidates AS (
+    SELECT source AS part, *
     FROM domain
-    QUALIFY row_number() OVER (ORDER BY sha256(concat_ws(chr(31), $seed, 'mix', row_id)), row_id) <= $domain_rows
-),
-rehearsed AS (
-    SELECT
-        selected.response_id AS row_id,
-        list_concat(
-            CASE WHEN writers.system IS NOT NULL THEN [{'role': 'system', 'content': writers.system}] ELSE [] END,
-            [{'role': 'user', 'content': selected.instruction}, {'role': 'assistant', 'content': selected.response}]
-        ) AS messages,
-        'reconstructed' AS source,
-        selected.member,
-        writers.licence
-    FROM selected
-    LEFT JOIN writers USING (member)
-    WHERE selected.status = 'ok'
-    QUALIFY row_number() OVER (
-        ORDER BY sha256(concat_ws(chr(31), $seed, 'mix', selected.instruction_id)), selected.instruction_id
-    ) <= $rehearsal_rows
+    WHERE status = 'ok'
+    UNION ALL
+    SELECT 'rehearsal' AS part, *
+    FROM cleaned
+    WHERE status = 'ok'
 )
-SELECT * FROM learnt
-UNION ALL
-SELECT * FROM rehearsed
-ORDER BY row_id
+SELECT candidates.*
+FROM candidates
+JOIN limits USING (part)
+QUALIFY row_number() OVER (
+    PARTITION BY part ORDER BY sha256(concat_ws(chr(31), $seed, 'mix', order_id)), order_id, row_id
+) <= limits.rows
+ORDER BY part, sha256(concat_ws(chr(31), $seed, 'mix', order_id)), order_id, row_id

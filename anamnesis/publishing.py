@@ -1,0 +1,202 @@
+"""A mixed training set in the forms that other trainers read, with a card that says where each row is from.
+
+In: rows of `records.MIXED`, params, the model cards. Out: texts by file name, for one folder a variant:
+
+    messages.jsonl       one conversation a line, with row_id, source, member and licence
+    dataset_info.json    LLaMA-Factory's description of that file (its OpenAI form)
+    axolotl.yaml         the `datasets` section for axolotl (type chat_template)
+    params.yaml          the parameters that made the set; addresses without user name, password and query
+    README.md            a dataset card of the hub: metadata, models with revisions, licences, counts
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import yaml
+
+from anamnesis.cards import Card
+from anamnesis.params import Params
+
+Rows = Sequence[Mapping[str, Any]]
+
+DATA = "messages.jsonl"
+# Licences as people write them, to the hub's own ids; what is not here is `other` there, with its name in the card.
+HUB_LICENCES = {
+    key.casefold(): hub
+    for key, hub in {
+        "Apache-2.0": "apache-2.0",
+        "MIT": "mit",
+        "BSD-3-Clause": "bsd-3-clause",
+        "CC0": "cc0-1.0",
+        "CC0-1.0": "cc0-1.0",
+        "CC-BY-4.0": "cc-by-4.0",
+        "CC BY 4.0": "cc-by-4.0",
+        "CC-BY-SA-3.0": "cc-by-sa-3.0",
+        "CC-BY-SA-4.0": "cc-by-sa-4.0",
+        "CC-BY-NC-4.0": "cc-by-nc-4.0",
+        "CC-BY-NC-SA-4.0": "cc-by-nc-sa-4.0",
+        "ODC-BY": "odc-by",
+        "ODC-BY-1.0": "odc-by",
+        "Llama-3": "llama3",
+    }.items()
+}
+SIZES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+
+def files(name: str, mixed: Rows, params: Params, cards: Mapping[str, Card]) -> dict[str, str]:
+    """The files of one variant's folder, by name; `cards` has the models that were materialised."""
+    return {
+        DATA: messages(mixed),
+        "dataset_info.json": json.dumps({f"anamnesis-{name}": llama_factory()}, indent=2) + "\n",
+        "axolotl.yaml": axolotl(),
+        "params.yaml": attached(params),
+        "README.md": card(name, mixed, params, cards),
+    }
+
+
+def messages(mixed: Rows) -> str:
+    """One JSON object a line, in the order of the row ids."""
+    keys = ("row_id", "messages", "source", "member", "licence")
+    rows = sorted(mixed, key=lambda row: (row["row_id"], row["source"]))
+    return "".join(json.dumps({key: row[key] for key in keys}, ensure_ascii=False) + "\n" for row in rows)
+
+
+def llama_factory() -> dict[str, Any]:
+    """The description of messages.jsonl in LLaMA-Factory's dataset_info.json: its sharegpt form with OpenAI's names."""
+    tags = {"role_tag": "role", "content_tag": "content"}
+    tags |= {f"{role}_tag": role for role in ("user", "assistant", "system")}
+    return {"file_name": DATA, "formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags}
+
+
+def axolotl() -> str:
+    """The `datasets` section for axolotl, to be pasted into a configuration: assistant turns are trained on."""
+    dataset = {
+        "path": DATA,
+        "ds_type": "json",
+        "type": "chat_template",
+        "chat_template": "tokenizer_default",
+        "field_messages": "messages",
+        "message_property_mappings": {"role": "role", "content": "content"},
+        "roles_to_train": ["assistant"],
+        "train_on_eos": "turn",
+    }
+    lead = "# Put this into an axolotl configuration; `path` starts where axolotl is run.\n"
+    return lead + yaml.safe_dump({"datasets": [dataset]}, sort_keys=False)
+
+
+def attached(params: Params) -> str:
+    """The parameters as YAML, for reading and for another run; nothing secret of a server's address stays in."""
+    raw = params.model_dump(mode="json")
+    for model in raw["models"].values():
+        if model["base_url"] is not None:
+            listed = [model["base_url"]] if isinstance(model["base_url"], str) else model["base_url"]
+            plain = [_plain_address(url) for url in listed]
+            model["base_url"] = plain[0] if isinstance(model["base_url"], str) else plain
+    return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
+
+
+def _plain_address(url: str) -> str:
+    parts = urlsplit(url)
+    host = (parts.hostname or "") + (f":{parts.port}" if parts.port else "")
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+# ----------------------------------------------------------------------------------------------------------- the card
+
+
+def card(name: str, mixed: Rows, params: Params, cards: Mapping[str, Card]) -> str:
+    """A dataset card: the hub's metadata, then what the set is, its sources, models, licences and parameters."""
+    licences = sorted({row["licence"] or "unknown" for row in mixed})
+    each = {one for licence in licences for one in licence.split("; ")}  # a row may be under several
+    hub = sorted({HUB_LICENCES.get(one.casefold(), "other") for one in each})
+    metadata: dict[str, Any] = {
+        "license": hub[0] if len(hub) == 1 else hub,
+        "task_categories": ["text-generation"],
+        "tags": ["instruction-tuning", "synthetic", "anamnesis"],
+        "size_categories": [next((label for size, label in SIZES if len(mixed) < size), "1M<n<10M")],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": DATA}]}],
+    }
+    if "other" in hub:
+        metadata |= {"license_name": "mixed", "license_link": "README.md"}
+    variant, mix = params.variants[name], params.mix
+    authors = [key for key in variant.members if key in params.members()]
+    judges = [key for key in variant.judges if key in params.enabled_judges()]
+    used = list(dict.fromkeys([params.target, *authors, *judges]))
+    front = yaml.safe_dump(metadata, sort_keys=False)
+    rehearsal = f"rehearsal: {variant.rehearsal}"
+    rehearsal += f", instructions of {variant.borrowed}" if variant.borrowed else ""
+    if authors:
+        rehearsal += f", answered by {', '.join(authors)}, rule {variant.rule}"
+        rehearsal += f", judged by {', '.join(judges)}" if judges else ""
+    blocks = [
+        f"---\n{front}---",
+        f"# The training set of variant {name}",
+        f"{len(mixed)} conversations, {sum(row['tokens'] or 0 for row in mixed)} tokens as {params.target} counts "
+        f"them: domain rows ({params.domain.source}) and rehearsal rows, made by anamnesis with seed {params.seed}. "
+        f"{rehearsal[0].upper()}{rehearsal[1:]}. Size: {mix.total} {mix.unit}, "
+        f"{sum(mix.fractions().values()):g} of it domain where there is rehearsal.",
+        "Recalled instructions are samples from a model: likely under what it was trained on, not shown to have been "
+        "in it. Responses were written by models and can be wrong.",
+        "## Rows by source",
+        _table(("source", "written by", "licence", "rows", "tokens"), _sources(mixed)),
+        "## Models",
+        _table(("model", "role", "source", "revision or sha256", "licence"), _models(used, params, cards)),
+        "## Licences",
+        "\n".join(f"- {licence}: {count} rows" for licence, count in _counted(mixed)),
+        "A row's licence is in its field `licence`: that of its source, or of the model that wrote the response. What "
+        "the terms of a model say about training others on its output is for you to check.",
+        "## Parameters",
+        "`params.yaml` beside this file: all of them, as they were.",
+        f"```yaml\n{_excerpt(name, params)}```",
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _sources(mixed: Rows) -> list[tuple[str, ...]]:
+    groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for row in mixed:
+        groups[row["source"], row["member"] or "–", row["licence"] or "unknown"].append(row["tokens"] or 0)
+    return [(*key, str(len(groups[key])), str(sum(groups[key]))) for key in sorted(groups)]
+
+
+def _counted(mixed: Rows) -> list[tuple[str, int]]:
+    counted = Counter(row["licence"] or "unknown" for row in mixed)
+    return sorted(counted.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _models(used: Iterable[str], params: Params, cards: Mapping[str, Card]) -> list[tuple[str, ...]]:
+    lines: list[tuple[str, ...]] = []
+    for key in used:
+        model = params.models[key]
+        roles = [("target", key == params.target), ("member", key in params.members())]
+        roles += [("judge", key in params.enabled_judges())]
+        where = [model.uri] if isinstance(model.uri, str) else list(model.uri or [])
+        where = where or [f"{model.model} at {_plain_address(url)}" for url in model.base_urls]
+        known = cards.get(key)
+        lines.append(
+            (
+                key,
+                ", ".join(role for role, is_one in roles if is_one),
+                ", ".join(where),
+                model.sha256 or (known and known.weights) or "not pinned",
+                model.licence,
+            )
+        )
+    return lines
+
+
+def _excerpt(name: str, params: Params) -> str:
+    raw = yaml.safe_load(attached(params))
+    shown = {"seed": raw["seed"], "target": raw["target"], "domain": raw["domain"], "variants": {}, "mix": raw["mix"]}
+    shown["variants"] = {name: raw["variants"][name]}
+    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
+
+
+def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows
+    )

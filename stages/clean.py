@@ -1,0 +1,105 @@
+"""Clean: take out of rehearsal and domain rows what must not be trained on; each with a reason.
+
+In: data/selected/<variant>.parquet, data/rehearsal/<source>.parquet, data/borrowed.parquet, data/domain/train.parquet,
+data/domain/others/<name>.parquet, data/domain/test.parquet, data/heldout.parquet, the shipped items and the files of
+clean.evaluation_sets.
+Out: data/cleaned/<variant>.parquet, data/domain/cleaned.parquet, metrics/clean.json.
+Run: python -m stages.clean
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from anamnesis import cleaning, decontamination, records
+from anamnesis import params as settings
+from anamnesis.errors import run
+from anamnesis.params import DOMAIN, Params
+
+WATCHED = Path("data/own")  # a dependency of this stage: a changed file in it is seen by `dvc repro`
+
+
+def index(params: Params) -> decontamination.Overlap:
+    """Every evaluation set in use, those of stage evaluate first."""
+    overlap = decontamination.Overlap()
+    own = decontamination.own_sets(
+        records.read("data/domain/test.parquet", records.DOMAIN_TEST),
+        records.read("data/heldout.parquet", records.HELDOUT),
+        params.evaluate.arithmetic,
+        params.seed,
+    )
+    for name, items in own.items():
+        overlap.add(name, items)
+    for name, source in params.clean.evaluation_sets.items():
+        overlap.add(name, decontamination.read_set(name, source))
+        if WATCHED.resolve() not in Path(source).resolve().parents:
+            print(f"note: {source} is outside {WATCHED}/, so a change in it reruns nothing", file=sys.stderr)
+    print("clean: items by evaluation set: " + ", ".join(f"{name} {size}" for name, size in overlap.sizes.items()))
+    return overlap
+
+
+def domain_rows(params: Params) -> pa.Table:
+    """The training rows of all domains, under the names that the mix knows them by."""
+    tables = [cleaning.learnt(records.read_table("data/domain/train.parquet", records.DOMAIN_TRAIN), DOMAIN)]
+    for name in params.mix.domains:
+        rows = records.read_table(f"data/domain/others/{name}.parquet", records.DOMAIN_TRAIN)
+        tables.append(cleaning.learnt(rows, f"{DOMAIN}:{name}"))
+    return pa.concat_tables(tables)
+
+
+def writers(params: Params, source: str | None, borrowed: Sequence[dict[str, Any]]) -> dict[str, cleaning.Writer]:
+    """The committee as authors; where they answer instructions of a source, its licence is named beside the model's."""
+    theirs = sorted({row["licence"] for row in borrowed if row["source"] == source})
+    return {
+        key: cleaning.Writer("; ".join([params.models[key].licence, *theirs]), member.sampling.system)
+        for key, member in params.committee.items()
+    }
+
+
+def main() -> None:
+    params = settings.load()
+    wanted = params.clean
+    of_text: list[cleaning.Check] = []  # that a row of any source is put to
+    if wanted.refused:
+        of_text.append(cleaning.refused_check)
+    if wanted.languages:
+        of_text.append(cleaning.language_check(wanted.languages))
+    if wanted.personal_data:
+        of_text.append(cleaning.personal_data_check(wanted.personal_data))
+    overlap = index(params)
+    metrics: dict[str, int] = {f"evaluation_sets.{name}": size for name, size in overlap.sizes.items()}
+
+    def write(name: str, path: str, cleaned: pa.Table) -> None:
+        records.write(path, cleaned, records.CLEANED, ["source", "row_id"])
+        counts = cleaning.counts(cleaned)
+        metrics.update({f"{name}.{key}": count for key, count in counts.items()})
+        print(f"clean {name}: " + ", ".join(f"{key} {count}" for key, count in counts.items()))
+
+    # A domain is its owner's: only what would spoil the measuring is taken out of it.
+    checks = [cleaning.overlap_check(overlap, kin="domain-test")]
+    write("domain_rows", "data/domain/cleaned.parquet", cleaning.clean(domain_rows(params), checks, None, params.seed))
+
+    borrowed = records.read("data/borrowed.parquet", records.BORROWED)
+    Path("data/cleaned").mkdir(parents=True, exist_ok=True)  # also where no variant rehearses
+    for name, variant in params.variants.items():
+        if variant.rehearsal == "none":
+            continue
+        checks = [cleaning.overlap_check(overlap), *of_text]
+        if variant.source:
+            drawn = records.read_table(f"data/rehearsal/{variant.source}.parquet", records.REHEARSAL)
+            candidates = cleaning.rehearsed(drawn)
+            checks += [cleaning.truncated_check] if wanted.truncated else []
+        else:
+            # A pick is complete by its finish reason, so its text is not looked at for that.
+            selected = records.read_table(f"data/selected/{name}.parquet", records.SELECTED)
+            candidates = cleaning.picked(selected, writers(params, variant.borrowed, borrowed))
+        cleaned = cleaning.clean(candidates, checks, wanted.near_duplicates, params.seed)
+        write(name, f"data/cleaned/{name}.parquet", cleaned)
+    records.write_metrics("metrics/clean.json", metrics)
+
+
+if __name__ == "__main__":
+    run(main)
