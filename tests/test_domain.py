@@ -151,13 +151,14 @@ def with_target(tmp_path: Path, smollm2_dir: Path) -> Path:
 
 
 def run_stage(
-    folder: Path, seed: int, source: str, train: int = 40, test: int = 12
+    folder: Path, seed: int, source: str, train: int = 40, test: int = 12, others: str = "{}"
 ) -> subprocess.CompletedProcess[str]:
     """Run the stage in `folder` as dvc does, with the project's params and these changes."""
     text = (ROOT / "params.yaml").read_text()
     text = re.sub(r"(?m)^seed: .*", f"seed: {seed}", text)
     text = re.sub(r"(?m)^domain:(.*\n)(  .*\n)+", "", text)
     text += f"\ndomain: {json.dumps({'source': source, 'train': train, 'test': test, 'licence': 'CC0'})}\n"
+    text = re.sub(r"(?m)^  domains: .*", f"  domains: {others}", text)
     (folder / "params.yaml").write_text(text)
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import runpy; "]
     command[-1] += "runpy.run_module('stages.domain', run_name='__main__')"
@@ -192,6 +193,27 @@ def test_the_stage_takes_a_users_file_and_names_its_mistakes(with_target: Path) 
     assert result.returncode == BAD_INPUT
     assert result.stderr.startswith("error: my.jsonl: line 61: field 'output': missing or empty; every row needs")
     assert result.stderr.count("\n") == 1
+
+
+def test_rows_of_another_domain_are_read_and_none_is_there_twice(with_target: Path) -> None:
+    rows = [json.dumps({"instruction": f"q{place}", "output": "a"}) for place in range(60)]
+    (with_target / "my.jsonl").write_text("\n".join(rows))
+    other = [json.dumps({"instruction": f"p{place}", "output": "b", "licence": "MIT"}) for place in range(5)]
+    choice = json.dumps({"question": "Which?", "choices": ["a", "b"], "answer": "a"})
+    (with_target / "old.jsonl").write_text("\n".join([*other, other[0], choice, *rows]))
+    setting = "{old: {source: old.jsonl, fraction: 0.1, licence: CC-BY-4.0}}"
+    result = run_stage(with_target, SEED, "my.jsonl", others=setting)
+    assert result.returncode == 0, result.stderr
+    train = records.read(with_target / "data/domain/train.parquet", records.DOMAIN_TRAIN)
+    old = records.read(with_target / "data/domain/others/old.parquet", records.DOMAIN_TRAIN)
+    assert len(old) == 5 + 60 - len(train)
+    assert not {row["row_id"] for row in old} & {row["row_id"] for row in train}
+    assert {row["licence"] for row in old} == {"MIT", "CC-BY-4.0"}
+
+    (with_target / "old.jsonl").unlink()
+    result = run_stage(with_target, SEED, "my.jsonl", others=setting)
+    assert result.returncode == BAD_INPUT
+    assert result.stderr.splitlines()[-1].startswith("error: mix.domains.old.source: old.jsonl: no such file")
 
 
 def test_long_rows_are_counted_and_a_prompt_that_fills_the_window_is_one_line(with_target: Path) -> None:
