@@ -357,14 +357,18 @@ def test_the_way_from_probe_to_training_set_is_told_with_its_reasons(root: Path,
     for variant, *cells in lines:
         left = {step: flat.get(f"funnel.{variant}.{step}") for step in tallies.STEPS}
         assert cells == ["–" if count is None else str(count) for count in left.values()]
-        counted = [count for count in left.values() if count is not None]
-        assert counted == sorted(counted, reverse=True)
+        known = [count for count in left.values() if count is not None]
+        assert known == sorted(known, reverse=True)
         assert left["probed"] == 50
         assert left["unique"] == 40
         assert left["kept"] == flat[f"select.{variant}.picks"] > left["clean"]
         assert re.search(rf"\| {variant} +\| +50 \| +40 \|", text)
     assert lines[0][4] == "–"  # its rule asks no judge
-    told = "Taken out of committee before the mix: overlap with ifeval 2, near-duplicate 2."
+    rows = records.read(root / "data/cleaned/committee.parquet", records.CLEANED)
+    counted = Counter((row["reason"] or "").removesuffix(" of abc") for row in rows if row["status"] != "ok")
+    assert set(counted) == {"overlap with ifeval", "near-duplicate"}
+    order = sorted(counted, key=lambda reason: (-counted[reason], reason))
+    told = f"Taken out of committee before the mix: {', '.join(f'{reason} {counted[reason]}' for reason in order)}."
     assert told in text
     assert told in "".join(tree.texts)
     assert "Taken out of the domain before the mix: overlap with domain-test 1." in text
