@@ -150,7 +150,7 @@ def test_another_temperature_of_one_member(pipeline: Pipeline) -> None:
     assert (asked, votes) == (INSTRUCTIONS * SAMPLES, JUDGES * sum(row["status"] == "ok" for row in rows))
 
 
-@pytest.mark.parametrize("rule", ["first", "random", "mean"])
+@pytest.mark.parametrize("rule", ["first", "random", "mean", "median", "leave-own-judge-out"])
 def test_a_new_rule_of_selection(rule: str, pipeline: Pipeline) -> None:
     pipeline.run()
     pipeline.add_variant("another", rule)
