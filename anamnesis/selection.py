@@ -111,12 +111,13 @@ def heldout_rows(
 
 def counts(selected: pa.Table, members: Sequence[str]) -> dict[str, int]:
     """How many instructions were kept, from which member, how many of them by the hash, and why others were dropped."""
-    rows = selected.select(["status", "reason", "member", "tied"]).to_pylist()
-    reasons = Counter(row["reason"] for row in rows)
-    picked = Counter(row["member"] for row in rows)
+    reasons, picked, statuses = (
+        Counter({one["values"]: one["counts"] for one in pc.value_counts(selected[column]).to_pylist()})
+        for column in ("reason", "member", "status")
+    )
     return {
-        "kept": sum(row["status"] == "ok" for row in rows),
+        "kept": statuses["ok"],
         **{f"picked.{member}": picked[member] for member in members},
-        "ties": sum((row["tied"] or 0) > 1 for row in rows),
+        "ties": pc.sum(pc.greater(selected["tied"], 1)).as_py() or 0,
         **{f"dropped.{reason.replace(' ', '_')}": reasons[reason] for reason in REASONS},
     }

@@ -28,7 +28,8 @@ def select(params: Params, threads: int = 0) -> dict[str, int]:
     hold_out, rows = sql.statement("stages/sql/hold_out.sql"), sql.statement("stages/sql/heldout.sql")
     pool = selection.pool_of(hold_out, instructions, params.select.heldout, params.seed, threads)
     system = params.committee[params.target].sampling.system
-    heldout = selection.heldout_rows(rows, pool, responses, params.target, system, threads)
+    own = _files("data/responses", [params.target], records.RESPONSES)
+    heldout = selection.heldout_rows(rows, pool, own, params.target, system, threads)
     records.write("data/heldout.parquet", heldout, records.HELDOUT, ["instruction_id"])
 
     metrics: dict[str, int] = {"instructions": pool.num_rows, "heldout": heldout.num_rows}

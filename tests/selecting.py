@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from anamnesis import records, selection, sql
 
-SQL = Path(__file__).parent.parent / "stages" / "sql"
+ROOT = Path(__file__).resolve().parent.parent
+SQL = ROOT / "stages" / "sql"
 HOLD_OUT, HELDOUT = (sql.statement(SQL / f"{name}.sql") for name in ("hold_out", "heldout"))
 CANDIDATES, SELECT = (sql.statement(SQL / f"{name}.sql") for name in ("candidates", "select"))
 MEMBERS = ["alpha", "beta", "gamma"]
