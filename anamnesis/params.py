@@ -266,9 +266,21 @@ class Rehearsal(Section):
     sources: dict[str, Source] = {}
 
 
+Votes = Annotated[int, Field(ge=0)]
+Score = Annotated[float, Field(ge=0, le=5)]  # votes are 1..5: 0 is no minimum
+Tie = Annotated[float, Field(ge=0, lt=1)]
+BY_VOTES = ("mean", "median", "leave-own-judge-out")  # rules with a value; the others look at no vote
+
+
 class Select(Section):
     heldout: Annotated[float, Field(ge=0, lt=1)] = 0.15  # of instructions, never trained on: the model's own text
-    min_votes: Annotated[int, Field(ge=0)] = 1
+    min_votes: Votes = 1
+    min_score: Score = 0.0
+    min_margin: Score = 0.0
+    tie: Tie = 0.0
+
+
+THRESHOLDS = ("min_votes", "min_score", "min_margin", "tie")
 
 
 class Variant(Section):
@@ -279,7 +291,11 @@ class Variant(Section):
     members: list[str] = []
     judges: list[str] = []
     samples: Positive = 3
-    rule: Literal["mean", "first", "random"] = "mean"
+    rule: Literal["mean", "median", "leave-own-judge-out", "first", "random"] = "mean"
+    min_votes: Votes | None = None  # None, here and below: as in section select
+    min_score: Score | None = None
+    min_margin: Score | None = None
+    tie: Tie | None = None
 
     @model_validator(mode="after")
     def _is_complete(self) -> "Variant":
@@ -290,8 +306,11 @@ class Variant(Section):
             raise ValueError("`instructions` of a source are answered by the committee: write rehearsal: reconstructed")
         if self.rehearsal == "reconstructed" and not self.members:
             raise ValueError("rehearsal: reconstructed needs `members`")
-        if self.rehearsal == "reconstructed" and self.rule == "mean" and not self.judges:
-            raise ValueError("rule: mean needs `judges`")
+        if self.rehearsal == "reconstructed" and self.rule in BY_VOTES and not self.judges:
+            raise ValueError(f"rule: {self.rule} needs `judges`")
+        for field in THRESHOLDS:
+            if getattr(self, field) is not None and self.rule not in BY_VOTES:
+                raise ValueError(f"`{field}` says nothing under rule: {self.rule}, which looks at no vote")
         return self
 
     @property
@@ -303,6 +322,11 @@ class Variant(Section):
     def borrowed(self) -> str | None:
         """The source whose instructions the committee answers; None where the target was probed for them."""
         return self.instructions if self.instructions != "probed" else None
+
+    def thresholds(self, select: Select) -> dict[str, Any]:
+        """min_votes, min_score, min_margin and tie: its own, or else those of section select."""
+        own = {field: getattr(self, field) for field in THRESHOLDS}
+        return {field: getattr(select, field) if value is None else value for field, value in own.items()}
 
 
 class Clean(Section):
@@ -494,11 +518,32 @@ class Params(Section):
                     "for the committee's answers to its instructions write "
                     f"rehearsal: reconstructed, instructions: {variant.source}"
                 )
-            if variant.rehearsal == "reconstructed":
-                if not set(variant.members) & set(self.members()):
-                    raise ValueError(f"variants.{name}.members: none of them is enabled")
-                if variant.rule == "mean" and not set(variant.judges) & set(self.enabled_judges()):
-                    raise ValueError(f"variants.{name}.judges: none of them is enabled")
+            if variant.rehearsal == "reconstructed" and not set(variant.members) & set(self.members()):
+                raise ValueError(f"variants.{name}.members: none of them is enabled")
+        return self
+
+    @model_validator(mode="after")
+    def _rules_can_pick(self) -> "Params":
+        """A rule by votes needs judges that vote on its members, and a threshold something to hold against it."""
+        for name, variant in self.variants.items():
+            if variant.rehearsal != "reconstructed" or variant.rule not in BY_VOTES:
+                continue
+            voters = set(variant.judges) & set(self.enabled_judges())
+            if not voters:
+                raise ValueError(f"variants.{name}.judges: none of them is enabled")
+            lonely = len(voters | set(variant.members) & set(self.members())) == 1
+            if variant.rule == "leave-own-judge-out" and lonely:
+                raise ValueError(
+                    f"variants.{name}.judges: {', '.join(voters)} would judge itself alone, and rule: {variant.rule} "
+                    "counts no such vote; name another judge"
+                )
+            held_to = variant.thresholds(self.select)
+            for field in ("min_score", "min_margin"):
+                if held_to[field] and not held_to["min_votes"]:
+                    raise ValueError(
+                        f"variants.{name}.{field}: {held_to[field]:g} can't be held against a response without a vote, "
+                        "which min_votes: 0 lets in; raise min_votes to 1"
+                    )
         return self
 
     @model_validator(mode="after")

@@ -8,7 +8,8 @@ A row that is not `ok` keeps its place with a reason: nothing is dropped silentl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,14 @@ SELECTED = pa.schema(
         ("response_id", pa.string()),  # NULL where the instruction was dropped, and so on down to runner_up_mean
         ("member", pa.string()),
         ("response", pa.string()),
-        ("mean", pa.float64()),
+        ("value", pa.float64()),  # what the rule ranked by; also where the score or the margin was too small
+        ("mean", pa.float64()),  # of all votes
         ("votes", pa.list_(pa.struct([("judge", pa.string()), ("score", pa.float64())]))),
         ("runner_up_id", pa.string()),
+        ("runner_up_value", pa.float64()),
         ("runner_up_mean", pa.float64()),
+        ("margin", pa.float64()),  # value less the runner-up's; below 0 where a hash decided; kept as `value` is
+        ("tied", pa.int64()),  # candidates among which the hash decided: 1 is a clear win
         ("candidates", pa.int64()),  # responses that could have been picked
         ("status", pa.string()),
         ("reason", pa.string()),
@@ -221,17 +226,30 @@ def write_metrics(path: str | Path, metrics: Mapping[str, int | float]) -> None:
     write_text(path, json.dumps(metrics, indent=2) + "\n")
 
 
-def read_table(path: str | Path, schema: pa.Schema) -> pa.Table:
-    """Read a file of ours and check its columns. Raises `UserError` where it is missing or not what the schema says."""
+@contextmanager
+def _readable(path: str | Path) -> Iterator[None]:
+    """Turn what goes wrong with a file of ours into a `UserError`."""
     try:
-        table = pq.read_table(path)
+        yield
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run `dvc repro`") from None
     except pa.ArrowException as error:
         raise UserError(f"{path}: not a readable Parquet file ({error}); delete it and run `dvc repro`") from None
-    if table.schema.names != schema.names:
-        raise UserError(f"{path}: columns {table.schema.names} where {schema.names} were expected; run `dvc repro`")
-    return table
+
+
+def check(path: str | Path, schema: pa.Schema) -> str | Path:
+    """The path of a file of ours. Raises `UserError` where it is missing or its columns are not the schema's."""
+    with _readable(path):
+        names = pq.read_schema(path).names
+    if names != schema.names:
+        raise UserError(f"{path}: columns {names} where {schema.names} were expected; run `dvc repro`")
+    return path
+
+
+def read_table(path: str | Path, schema: pa.Schema, **options: Any) -> pa.Table:
+    """Read a file of ours, checked as `check` does; `options` are those of pyarrow's own, such as `filters`."""
+    with _readable(check(path, schema)):
+        return pq.read_table(path, **options)
 
 
 def read(path: str | Path, schema: pa.Schema) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 In: data/instructions.parquet, data/borrowed.parquet, data/responses/<member>.parquet, data/judgments/<judge>.parquet.
 Out: data/selected/<variant>.parquet, data/heldout.parquet, metrics/select.json.
-Run: python -m stages.select
+Run: python -m stages.select     (`python -m anamnesis.why` says how one instruction's pick came about)
 """
 
 from pathlib import Path
@@ -12,52 +12,46 @@ import pyarrow as pa
 from anamnesis import params as settings
 from anamnesis import records, selection, sql
 from anamnesis.errors import run
+from anamnesis.params import Params
 
 
-def _all(folder: str, keys: list[str], schema: pa.Schema) -> pa.Table:
+def _files(folder: str, keys: list[str], schema: pa.Schema) -> sql.Files:
     """The files of these keys as one table; files of members that are no longer there are left alone."""
-    tables = [records.read_table(f"{folder}/{key}.parquet", schema) for key in keys]
-    return pa.concat_tables(tables) if tables else schema.empty_table()
+    return sql.Files([records.check(f"{folder}/{key}.parquet", schema) for key in keys], schema)
 
 
-def main() -> None:
-    params = settings.load()
-    members, judges = params.members(), params.enabled_judges()
+def select(params: Params, threads: int = 0) -> dict[str, int]:
+    """Write the held-out instructions and every variant's picks; returns the metrics."""
+    responses = _files("data/responses", params.members(), records.RESPONSES)
+    judgments = _files("data/judgments", params.enabled_judges(), records.JUDGMENTS)
     instructions = records.read_table("data/instructions.parquet", records.INSTRUCTIONS)
-    responses = _all("data/responses", members, records.RESPONSES)
-    judgments = _all("data/judgments", judges, records.JUDGMENTS)
-
-    pool = selection.pool_of(sql.statement("stages/sql/hold_out.sql"), instructions, params.select.heldout, params.seed)
     borrowed = records.read_table("data/borrowed.parquet", records.BORROWED)
+    hold_out, rows = sql.statement("stages/sql/hold_out.sql"), sql.statement("stages/sql/heldout.sql")
+    pool = selection.pool_of(hold_out, instructions, params.select.heldout, params.seed, threads)
     system = params.committee[params.target].sampling.system
-    heldout = selection.heldout_rows(sql.statement("stages/sql/heldout.sql"), pool, responses, params.target, system)
+    own = _files("data/responses", [params.target], records.RESPONSES)
+    heldout = selection.heldout_rows(rows, pool, own, params.target, system, threads)
     records.write("data/heldout.parquet", heldout, records.HELDOUT, ["instruction_id"])
 
     metrics: dict[str, int] = {"instructions": pool.num_rows, "heldout": heldout.num_rows}
-    statement = sql.statement("stages/sql/select.sql")
+    candidates, best = sql.statement("stages/sql/candidates.sql"), sql.statement("stages/sql/select.sql")
     Path("data/selected").mkdir(parents=True, exist_ok=True)  # also where no variant rehearses
     for name, variant in params.variants.items():
         if variant.rehearsal != "reconstructed":
             continue
-        voters = [judge for judge in variant.judges if judge in judges]
-        asked = [member for member in variant.members if member in members]
-        selected = selection.select_variant(
-            statement,
-            selection.borrowed_pool(borrowed, variant.borrowed) if variant.borrowed else pool,
-            responses,
-            judgments,
-            members=asked,
-            judges=voters,
-            samples=variant.samples,
-            rule=variant.rule,
-            min_votes=min(params.select.min_votes, len(voters)),  # a dropped judge makes nothing impossible
-            seed=params.seed,
-        )
+        rule = selection.rule_of(params, name)
+        query = selection.candidates_query(candidates, rule)
+        asked = selection.borrowed_pool(borrowed, variant.borrowed) if variant.borrowed else pool
+        selected = selection.select_variant(best, query, asked, responses, judgments, rule, params.seed, threads)
         records.write(f"data/selected/{name}.parquet", selected, records.SELECTED, ["instruction_id"])
-        counts = selection.counts(selected, asked)
+        counts = selection.counts(selected, rule.members)
         metrics |= {f"{name}.{key}": count for key, count in counts.items()}
         print(f"select {name}: " + ", ".join(f"{key} {count}" for key, count in counts.items()))
-    records.write_metrics("metrics/select.json", metrics)
+    return metrics
+
+
+def main() -> None:
+    records.write_metrics("metrics/select.json", select(settings.load()))
 
 
 if __name__ == "__main__":

@@ -231,17 +231,10 @@ def test_winners_are_those_that_selection_picks() -> None:
     ids = sorted({row["instruction_id"] for row in responses})
     pool = pa.table({"instruction_id": ids, "instruction": ids, "held_out": [False] * len(ids)})
     for dropped, judges in {"": ["x", "y", "z"], "y": ["x", "z"]}.items():
-        picked = selection.select_variant(
-            sql.statement("stages/sql/select.sql"),
-            pool,
-            *tables,
-            members=MEMBERS,
-            judges=judges,
-            samples=3,
-            rule="mean",
-            min_votes=2,
-            seed=17,
-        ).to_pylist()
+        rule = selection.Rule("mean", MEMBERS, judges, samples=3, min_votes=2)
+        query = selection.candidates_query(sql.statement("stages/sql/candidates.sql"), rule)
+        best = sql.statement("stages/sql/select.sql")
+        picked = selection.select_variant(best, query, pool, *tables, rule, seed=17).to_pylist()
         ours = {row["instruction_id"]: row["response_id"] for row in rows if row["dropped"] == dropped}
         assert ours == {row["instruction_id"]: row["response_id"] for row in picked if row["response_id"]}
 

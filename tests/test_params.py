@@ -71,6 +71,21 @@ EXPECTED = [  # (path of the key, its value, words the line must hold)
     ("rehearsal.sources", {"mine": {"source": "hf:a/b"}}, ["rehearsal.sources.mine.source", "hf:<repo>@<revision>"]),
     ("rehearsal.rows", 0, ["rehearsal.rows"]),
     ("rehearsal.turns", "last", ["rehearsal.turns", "'first' or 'all'"]),
+    ("select.tie", 1.0, ["select.tie"]),
+    ("select.min_score", 6, ["select.min_score"]),
+    ("variants.committee.rule", "best", ["variants.committee.rule", "'median'", "'leave-own-judge-out'"]),
+    ("variants.committee.min_margin", -0.1, ["variants.committee.min_margin"]),
+    ("variants.single-single.min_score", 3, ["variants.single-single", "`min_score`", "rule: first"]),
+    (
+        "variants.committee",
+        {"rehearsal": "reconstructed", "members": ["smollm2"], "judges": ["smollm2"], "rule": "leave-own-judge-out"},
+        ["variants.committee.judges", "smollm2 would judge itself alone", "name another judge"],
+    ),
+    (
+        "select",
+        {"heldout": 0.4, "min_votes": 0, "min_score": 2},
+        ["variants.committee.min_score", "min_votes: 0", "raise min_votes to 1"],
+    ),
     ("report.bootstrap", 3, ["report.bootstrap"]),
     ("mix.unit", "words", ["mix.unit", "examples", "tokens"]),
     ("mix.domains", {"old": {"source": "x.jsonl", "fraction": 0.9}}, ["mix", "add up to 1.07"]),
@@ -113,6 +128,14 @@ def test_a_mistake_is_one_line_naming_the_key(
     assert caught.value.code == 2
     for word in words:
         assert word in line, line
+
+
+def test_a_variant_overrides_the_thresholds(default_params: dict[str, Any]) -> None:
+    default_params["select"] |= {"min_score": 2.5, "min_margin": 0.1}
+    default_params["variants"]["committee"] |= {"min_score": 0, "tie": 0.05}
+    params = settings.Params.model_validate(default_params)
+    own = {"min_votes": 2, "min_score": 0, "min_margin": 0.1, "tie": 0.05}
+    assert params.variants["committee"].thresholds(params.select) == own
 
 
 @pytest.mark.parametrize(

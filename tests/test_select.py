@@ -1,9 +1,7 @@
-"""Selection against an oracle in plain Python; ties, missing votes, disabled members, held-out instructions."""
+"""Selection against an oracle in plain Python; ties, missing votes, thresholds, disabled members, held-out rows."""
 
-import hashlib
 import json
 import random
-from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -11,221 +9,215 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from selecting import (
+    HELDOUT,
+    HOLD_OUT,
+    JUDGES,
+    MEMBERS,
+    RULES,
+    SQL,
+    Row,
+    Tables,
+    instruction,
+    judgment,
+    oracle,
+    response,
+    rule,
+    selected,
+)
 
-from anamnesis import records, selection, sql
+from anamnesis import records, selection
 from stages import select
 
-SQL = Path(__file__).parent.parent / "stages" / "sql"
-HOLD_OUT, HELDOUT, SELECT = (sql.statement(SQL / f"{name}.sql") for name in ("hold_out", "heldout", "select"))
-MEMBERS = ["alpha", "beta", "gamma"]
-JUDGES = ["ines", "juri", "kofi"]
-SCORES = [None, 1.0, 2.0, 2.5, 3.0, 4.0, 4.0 + 1e-9, 5.0]  # the last but one ties with 4.0 after rounding
-
-
-def hashed(*parts: object) -> str:
-    return hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).hexdigest()
-
-
-def instruction(name: str, status: str = "ok") -> dict[str, Any]:
-    row = {"instruction_id": name, "sample_index": 0, "text": f"text of {name}", "status": status}
-    return row | {"reason": None, "finish_reason": "stop", "tokens": 3}
-
-
-def response(name: str, member: str, index: int, status: str = "ok") -> dict[str, Any]:
-    row = {"response_id": f"{name}/{member}/{index}", "instruction_id": name, "member": member, "sample_index": index}
-    return row | {"text": f"{member} {index}", "finish_reason": "stop", "tokens": 2, "status": status, "reason": None}
-
-
-def judgment(response_id: str, judge: str, score: float | None) -> dict[str, Any]:
-    row = {"response_id": response_id, "judge": judge, "score": score, "parse": "strict", "justification": None}
-    return row | {"tokens": 1, "status": "ok" if score else "failed", "reason": None}
-
-
-def oracle(
-    instructions: list[dict[str, Any]],
-    responses: list[dict[str, Any]],
-    judgments: list[dict[str, Any]],
-    *,
-    heldout: float,
-    members: list[str],
-    judges: list[str],
-    samples: int,
-    rule: str,
-    min_votes: int,
-    seed: int,
-) -> list[dict[str, Any]]:
-    """The rules, spelt out row by row."""
-    good = [row for row in instructions if row["status"] == "ok"]
-    count = int((Decimal(len(good)) * Decimal(str(heldout))).quantize(Decimal(1), ROUND_HALF_UP))
-    by_hash = sorted(good, key=lambda row: hashed(seed, "hold out", row["instruction_id"]))
-    held = {row["instruction_id"] for row in by_hash[:count]}
-    selected = []
-    for row in sorted(good, key=lambda row: row["instruction_id"]):
-        name = row["instruction_id"]
-        complete, ranked = 0, []
-        for r in responses:
-            if r["instruction_id"] != name or r["status"] != "ok" or r["member"] not in members:
-                continue
-            if r["sample_index"] >= samples:
-                continue
-            complete += 1
-            votes = sorted(
-                (j["judge"], j["score"])
-                for j in judgments
-                if j["response_id"] == r["response_id"] and j["judge"] in judges and j["score"] is not None
-            )
-            mean = round(sum(score for _, score in votes) / len(votes), 6) if votes else None
-            tie = hashed(seed, "pick", r["response_id"])
-            if rule == "mean" and len(votes) >= min_votes:
-                ranked.append(((mean is None, -(mean or 0), tie), r, mean, votes))
-            elif rule == "first":
-                ranked.append(((r["sample_index"], members.index(r["member"]), tie), r, mean, votes))
-            elif rule == "random":
-                ranked.append((tie, r, mean, votes))
-        ranked.sort(key=lambda entry: entry[0])
-        out: dict[str, Any] = dict.fromkeys(records.SELECTED.names)
-        out |= {"instruction_id": name, "instruction": row["text"], "candidates": 0, "status": "filtered"}
-        if name in held:
-            out["reason"] = "held out"
-        elif not ranked:
-            out["reason"] = "too few votes" if complete else "no complete response"
-        else:
-            _, best, mean, votes = ranked[0]
-            out |= {"response_id": best["response_id"], "member": best["member"], "response": best["text"]}
-            out |= {"mean": mean, "votes": [{"judge": judge, "score": score} for judge, score in votes]}
-            out |= {"candidates": len(ranked), "status": "ok"}
-            if len(ranked) > 1:
-                out |= {"runner_up_id": ranked[1][1]["response_id"], "runner_up_mean": ranked[1][2]}
-        selected.append(out)
-    return selected
-
-
-def selected(
-    tables: tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]],
-    *,
-    heldout: float,
-    seed: int,
-    threads: int = 0,
-    **rules: Any,
-) -> pa.Table:
-    schemas = (records.INSTRUCTIONS, records.RESPONSES, records.JUDGMENTS)
-    instructions, responses, judgments = (pa.Table.from_pylist(*pair) for pair in zip(tables, schemas, strict=True))
-    pool = selection.pool_of(HOLD_OUT, instructions, heldout, seed, threads)
-    return selection.select_variant(SELECT, pool, responses, judgments, seed=seed, threads=threads, **rules)
+SCORES = [None, 1.0, 2.0, 2.5, 3.0, 4.0, 4.0 + 1e-9, 4.000001, 4.04, 5.0]  # 4.0 and the next tie after rounding
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[Any, dict[str, Any]]:
+def cases(draw: st.DrawFn) -> tuple[Tables, selection.Rule]:
     names = [f"i{place}" for place in range(draw(st.integers(0, 6)))]
     instructions = [instruction(name, draw(st.sampled_from(["ok", "ok", "ok", "filtered"]))) for name in names]
-    responses, judgments = [], []
+    scores = st.sampled_from(draw(st.sampled_from([SCORES, [4.0, 5.0], [None, None, 3.0]])))  # all, ties, too few
+    responses: list[Row] = []
+    judgments: list[Row] = []
     for name in names:
         for member in MEMBERS:
             for index in range(draw(st.integers(0, 2))):
                 responses.append(response(name, member, index, draw(st.sampled_from(["ok", "ok", "truncated"]))))
                 for judge in draw(st.sets(st.sampled_from(JUDGES))):
-                    judgments.append(judgment(responses[-1]["response_id"], judge, draw(st.sampled_from(SCORES))))
-    rules = {
-        "heldout": draw(st.sampled_from([0.0, 0.15, 0.5])),
-        "members": draw(st.lists(st.sampled_from(MEMBERS), min_size=1, unique=True)),
-        "judges": draw(st.lists(st.sampled_from(JUDGES), unique=True)),
-        "samples": draw(st.integers(1, 3)),
-        "rule": draw(st.sampled_from(["mean", "first", "random"])),
-        "min_votes": draw(st.integers(0, 3)),
-        "seed": draw(st.integers(0, 3)),
-    }
-    return (instructions, responses, judgments), rules
+                    judgments.append(judgment(responses[-1]["response_id"], judge, draw(scores)))
+    drawn = rule(
+        name=draw(st.sampled_from(RULES)),
+        members=draw(st.lists(st.sampled_from(MEMBERS), min_size=1, unique=True)),
+        judges=draw(st.lists(st.sampled_from(JUDGES), unique=True)),
+        samples=draw(st.integers(1, 3)),
+        min_votes=draw(st.integers(0, 3)),
+        min_score=draw(st.sampled_from([0.0, 0.0, 2.5, 4.0])),
+        min_margin=draw(st.sampled_from([0.0, 0.0, 0.04, 0.5])),
+        tie=draw(st.sampled_from([0.0, 1e-6, 0.04, 0.5])),
+    )
+    return (instructions, responses, judgments), drawn
 
 
-@settings(max_examples=80, deadline=None)
-@given(cases(), st.randoms(use_true_random=False))
+@settings(max_examples=100, deadline=None)
+@given(cases(), st.sampled_from([0.0, 0.15, 0.5]), st.integers(0, 3), st.randoms(use_true_random=False))
 def test_select_agrees_with_the_oracle_in_any_row_order(
-    case: tuple[Any, dict[str, Any]], shuffle: random.Random
+    case: tuple[Tables, selection.Rule], heldout: float, seed: int, shuffle: random.Random
 ) -> None:
-    tables, rules = case
-    expected = oracle(*tables, **rules)
+    tables, drawn = case
+    expected = oracle(tables, drawn, heldout, seed)
     for rows in tables:
         shuffle.shuffle(rows)
-    assert selected(tables, **rules).to_pylist() == expected
+    assert selected(tables, drawn, heldout, seed).to_pylist() == expected
 
 
-# One instruction, three members with one response each: the votes, the rule, and who is picked.
-FULL = {"alpha": [4, 4, 4], "beta": [5, 5, 3], "gamma": [1, 1, 1]}
-EXPECTED = {
-    "the best mean": (FULL, {}, "beta", None),
-    "a missing vote is not a zero": (
-        {"alpha": [4, 4, 4], "beta": [5, None, None], "gamma": [3, 3, 3]},
-        {},
+def one(votes: dict[str, list[float | None]], **changed: Any) -> Row:
+    """The row of one instruction that each member answered once; `votes` are those of JUDGES in their order."""
+    responses = [response("i", member, 0) for member in votes]
+    judgments = [
+        judgment(f"i/{member}/0", judge, score)
+        for member, scores in votes.items()
+        for judge, score in zip(JUDGES, scores, strict=True)
+    ]
+    [row] = selected(([instruction("i")], responses, judgments), rule(**changed)).to_pylist()
+    return dict(row)
+
+
+# Three members with one response each: the votes of alpha, beta and kofi, the rule, who is picked, and what else.
+FULL: dict[str, list[float | None]] = {"alpha": [4, 4, 4], "beta": [5, 5, 3], "gamma": [1, 1, 1]}
+NONE: dict[str, list[float | None]] = {"alpha": [None] * 3, "beta": [None] * 3, "gamma": [None] * 3}
+PARTIAL: dict[str, list[float | None]] = {"alpha": [4, 4, 4], "beta": [5, None, None], "gamma": [3, 3, 3]}
+OWN: dict[str, list[float | None]] = {"alpha": [5, 2, 2], "beta": [3, 5, 2.5], "gamma": [1, 1, 1]}
+EXPECTED: dict[str, tuple[dict[str, list[float | None]], dict[str, Any], str | None, dict[str, Any]]] = {
+    "the best mean": (FULL, {}, "beta", {"value": 4.333333, "margin": 0.333333, "tied": 1, "candidates": 3}),
+    "a missing vote is not a zero": (PARTIAL, {}, "beta", {"value": 5.0}),
+    "one vote is too few": (PARTIAL, {"min_votes": 2}, "alpha", {"runner_up_id": "i/gamma/0", "candidates": 2}),
+    "three of two judges are two": (FULL, {"min_votes": 3, "judges": ["alpha", "beta"]}, "beta", {}),
+    "no votes at all": (NONE, {}, None, {"reason": "too few votes"}),
+    "no votes needed": (NONE | {"gamma": [None, None, 1]}, {"min_votes": 0}, "gamma", {"margin": None}),
+    "a judge that is not asked": (FULL, {"judges": ["kofi"]}, "alpha", {}),
+    "a member that is not there": (FULL, {"members": ["alpha", "gamma"]}, "alpha", {}),
+    "an outlier moves the mean": ({"alpha": [1, 5, 5], "beta": [4, 4, 4]}, {}, "beta", {}),
+    "and not the median": ({"alpha": [1, 5, 5], "beta": [4, 4, 4]}, {"name": "median"}, "alpha", {"mean": 3.666667}),
+    "the median of two is their middle": ({"alpha": [4, 1, None]}, {"name": "median"}, "alpha", {"value": 2.5}),
+    "by the mean of all alpha's own vote decides": (OWN, {"members": ["alpha", "gamma"]}, "alpha", {"value": 3.0}),
+    "left out, it doesn't": (OWN, {"name": "leave-own-judge-out"}, "beta", {"value": 2.75, "mean": 3.5}),
+    "the votes are told all the same": (
+        OWN,
+        {"name": "leave-own-judge-out", "judges": ["beta", "kofi"]},
         "beta",
-        None,
+        {"value": 2.5, "votes": [{"judge": "beta", "score": 5.0}, {"judge": "kofi", "score": 2.5}]},
     ),
-    "one vote is too few": (
-        {"alpha": [4, 4, 4], "beta": [5, None, None], "gamma": [3, 3, 3]},
-        {"min_votes": 2},
-        "alpha",
-        None,
+    "who has its own vote alone has too few": (
+        {"alpha": [5, None, None], "gamma": [1, None, None]},
+        {"name": "leave-own-judge-out"},
+        "gamma",
+        {"candidates": 1, "runner_up_id": None, "margin": None},
     ),
-    "no votes at all": ({"alpha": [None] * 3, "beta": [None] * 3, "gamma": [None] * 3}, {}, None, "too few votes"),
-    "a judge that is not asked": (FULL, {"judges": ["kofi"]}, "alpha", None),
-    "a member that is not there": (FULL, {"members": ["alpha", "gamma"]}, "alpha", None),
-    "first takes the listed order": (FULL, {"rule": "first", "members": ["gamma", "beta"]}, "gamma", None),
-    "first needs no judge": (FULL, {"rule": "first", "judges": []}, "alpha", None),
-    "held out before anything else": (FULL, {"heldout": 1.0}, None, "held out"),
+    "so nobody is picked where all have": (
+        {"alpha": [5, None, None]},
+        {"name": "leave-own-judge-out", "judges": ["alpha"]},
+        None,
+        {"reason": "too few votes"},
+    ),
+    "votes needed are those that others can give": (
+        FULL,
+        {"name": "leave-own-judge-out", "judges": ["alpha", "beta"], "min_votes": 2},
+        "beta",
+        {"value": 5.0, "candidates": 3},
+    ),
+    "first takes the listed order": (FULL, {"name": "first", "members": ["gamma", "beta"]}, "gamma", {"value": None}),
+    "first needs no judge": (FULL, {"name": "first", "judges": []}, "alpha", {"tied": 1, "votes": []}),
+    "nor a score": (FULL, {"name": "first", "members": ["gamma"], "min_score": 4.0}, "gamma", {"mean": 1.0}),
+    "good enough": (FULL, {"min_score": 4.333333}, "beta", {}),
+    "not good enough": (FULL, {"min_score": 4.34}, None, {"reason": "below minimum score", "value": 4.333333}),
+    "clear enough": (FULL, {"min_margin": 0.333333}, "beta", {}),
+    "not clear enough": (FULL, {"min_margin": 0.34}, None, {"reason": "margin too small", "margin": 0.333333}),
+    "nobody to be clear of": ({"beta": [5, 5, 3]}, {"min_margin": 1.0}, "beta", {"margin": None}),
+    "the score before the margin": (FULL, {"min_score": 5, "min_margin": 1}, None, {"reason": "below minimum score"}),
 }
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_rules(name: str) -> None:
-    votes, changed, member, reason = EXPECTED[name]
-    responses = [response("i", key, 0) for key in votes]
-    judgments = [
-        judgment(f"i/{key}/0", judge, score)
-        for key, scores in votes.items()
-        for judge, score in zip(JUDGES, scores, strict=True)
-    ]
-    rules = {"heldout": 0.0, "seed": 17, "members": MEMBERS, "judges": JUDGES, "samples": 1, "rule": "mean"}
-    rules |= {"min_votes": 1} | changed
-    [row] = selected(([instruction("i")], responses, judgments), **rules).to_pylist()
-    assert (row["member"], row["reason"]) == (member, reason)
+    votes, changed, member, told = EXPECTED[name]
+    row = one(votes, **changed)
+    assert row["member"] == member
+    assert (row["reason"] is None) == (row["status"] == "ok") == (member is not None)
+    assert {key: row[key] for key in told} == told
 
 
-def many(count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Every response of every instruction has equal votes: all of it is ties."""
-    instructions = [instruction(f"i{place:04}") for place in range(count)]
+def test_held_out_comes_before_anything_else() -> None:
+    tables: Tables = ([instruction("i"), instruction("j")], [response("i", "alpha", 0)], [])
+    rows = selected(tables, rule(name="first"), heldout=1.0).to_pylist()
+    assert [(row["reason"], row["member"], row["candidates"]) for row in rows] == [("held out", None, 0)] * 2
+
+
+def many(count: int) -> Tables:
+    instructions = [instruction(f"i{place}") for place in range(count)]
     responses = [response(row["instruction_id"], member, 0) for row in instructions for member in MEMBERS]
     judgments = [judgment(row["response_id"], judge, 3.3) for row in responses for judge in JUDGES]
     return instructions, responses, judgments
 
 
-RULES: dict[str, Any] = {"heldout": 0.2, "members": MEMBERS, "judges": JUDGES, "samples": 3, "rule": "mean"}
-RULES |= {"min_votes": 1}
-
-
-def test_equal_bytes_over_threads(tmp_path: Path) -> None:
-    tables = many(4000)
+@pytest.mark.parametrize("name", RULES)
+def test_equal_bytes_over_threads(name: str, tmp_path: Path) -> None:
+    instructions, responses, judgments = many(4000)
+    draw = random.Random(17)
+    judgments = [row | {"score": draw.choice([None, 3.1, 3.2, 3.3, draw.uniform(1, 5)])} for row in judgments]
+    chosen = rule(name=name, tie=0.05, min_margin=0.01, min_score=2.0)
     written = set()
     for threads in (1, 2, 4):
         path = tmp_path / f"{threads}.parquet"
-        table = selected(tables, seed=17, threads=threads, **RULES)
+        for rows in (instructions, responses, judgments):
+            draw.shuffle(rows)
+        table = selected((instructions, responses, judgments), chosen, 0.2, threads=threads)
         records.write(path, table, records.SELECTED, ["instruction_id"])
         written.add(path.read_bytes())
     assert len(written) == 1
+    assert len(table.filter(pa.compute.equal(table["status"], "ok"))) > 1000
 
 
-def test_ties_go_to_no_member_by_order_and_change_with_the_seed() -> None:
+@pytest.mark.parametrize("name", ["mean", "median", "leave-own-judge-out", "random"])
+def test_ties_go_to_no_member_by_order_and_change_with_the_seed(name: str) -> None:
     tables = many(900)
-    picks = [selected(tables, seed=seed, **RULES)["member"].to_pylist() for seed in (17, 18)]
-    for picked in picks:
-        kept = [member for member in picked if member]
+    picks = [selected(tables, rule(name=name), seed=seed).to_pylist() for seed in (17, 18)]
+    for rows in picks:
+        kept = [row["member"] for row in rows]
         assert all(0.25 < kept.count(member) / len(kept) < 0.42 for member in MEMBERS)  # a third, 5 standard errors
+        assert {row["tied"] for row in rows} == {3}
     assert picks[0] != picks[1]
+
+
+def test_near_ties_are_all_within_the_tie_of_the_best_and_no_chain() -> None:
+    """4.0, 4.4 and 4.8 with a tie of 0.5: 4.4 is near both, and only it and the best are tied."""
+    instructions = [instruction(f"i{place}") for place in range(300)]
+    responses = [response(row["instruction_id"], member, 0) for row in instructions for member in MEMBERS]
+    score = dict(zip(MEMBERS, (4.0, 4.4, 4.8), strict=True))
+    judgments = [judgment(row["response_id"], "kofi", score[row["member"]]) for row in responses]
+    rows = selected((instructions, responses, judgments), rule(tie=0.5)).to_pylist()
+    assert {row["tied"] for row in rows} == {2}
+    assert {(row["member"], row["margin"] > 0) for row in rows} >= {("beta", False), ("gamma", True)}
+    assert "alpha" not in {row["member"] for row in rows}
+    # The runner-up is what would be picked of the rest: without gamma, alpha and beta are tied.
+    second = {(row["member"], row["runner_up_id"].split("/")[1]) for row in rows}
+    assert second == {("beta", "gamma"), ("gamma", "beta"), ("gamma", "alpha")}
+
+
+def test_thresholds_keep_what_they_dropped_in_the_counts() -> None:
+    tables = many(40)
+    for changed, reason in (({"min_score": 4.0}, "below_minimum_score"), ({"min_margin": 0.1}, "margin_too_small")):
+        counts = selection.counts(selected(tables, rule(**changed), heldout=0.2), MEMBERS)
+        assert counts[f"dropped.{reason}"] == 32
+        assert (counts["kept"], counts["ties"], counts["dropped.held_out"]) == (0, 0, 8)
+    counts = selection.counts(selected(tables, rule(), heldout=0.2), MEMBERS)
+    assert counts["kept"] == counts["ties"] == sum(counts[f"picked.{member}"] for member in MEMBERS) == 32
 
 
 def test_the_held_out_share_is_exact_and_the_same_for_every_variant() -> None:
     tables = many(30)
     held = []
     for members in (["alpha"], MEMBERS):
-        rows = selected(tables, seed=17, **(RULES | {"members": members})).to_pylist()
+        rows = selected(tables, rule(members=members), heldout=0.2).to_pylist()
         held.append({row["instruction_id"] for row in rows if row["reason"] == "held out"})
     assert held[0] == held[1]
     assert len(held[0]) == 6

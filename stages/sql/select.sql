@@ -1,60 +1,100 @@
--- One variant: the best candidate of every good instruction by $rule, or the reason why there is none.
+-- One variant: the best candidate of every good instruction, or the reason why there is none.
+-- Candidates within $tie of the best key are tied, and the lowest seeded hash wins; the runner-up is what would win if
+-- the winner were not there.
 WITH
+eligible AS NOT MATERIALIZED (
+    SELECT * FROM candidates WHERE counted >= needed
+),
+tops AS (
+    SELECT instruction_id, max(key) AS top, count(*) AS candidates FROM eligible GROUP BY instruction_id
+),
+best AS (
+    SELECT
+        instruction_id,
+        arg_min(
+            {'id': response_id, 'member': member, 'mean': mean, 'value': value},
+            sha256(concat_ws(chr(31), $seed, 'pick', response_id))
+        ) AS pick,
+        count(*) AS tied
+    FROM eligible
+    JOIN tops USING (instruction_id)
+    WHERE round(top - key, 6) <= $tie
+    GROUP BY instruction_id
+),
+others AS (
+    SELECT * FROM eligible WHERE response_id NOT IN (SELECT pick.id FROM best)
+),
+other_tops AS (
+    SELECT instruction_id, max(key) AS top FROM others GROUP BY instruction_id
+),
+second AS (
+    SELECT
+        instruction_id,
+        arg_min(
+            {'id': response_id, 'mean': mean, 'value': value},
+            sha256(concat_ws(chr(31), $seed, 'pick', response_id))
+        ) AS pick
+    FROM others
+    JOIN other_tops USING (instruction_id)
+    WHERE round(top - key, 6) <= $tie
+    GROUP BY instruction_id
+),
+judged AS (
+    SELECT
+        pool.instruction_id,
+        pool.instruction,
+        best.pick AS best,
+        second.pick AS second,
+        round(best.pick.value - second.pick.value, 6) AS margin,
+        best.tied,
+        coalesce(tops.candidates, 0) AS candidates,
+        CASE
+            WHEN pool.held_out THEN 'held out'
+            WHEN best.pick.value < $min_score THEN 'below minimum score'
+            WHEN $min_margin > 0 AND margin < $min_margin THEN 'margin too small'
+            WHEN best.pick IS NOT NULL THEN NULL
+            WHEN pool.instruction_id IN (SELECT instruction_id FROM candidates) THEN 'too few votes'
+            ELSE 'no complete response'
+        END AS reason
+    FROM pool
+    LEFT JOIN tops ON tops.instruction_id = pool.instruction_id AND NOT pool.held_out
+    LEFT JOIN best ON best.instruction_id = pool.instruction_id AND NOT pool.held_out
+    LEFT JOIN second ON second.instruction_id = pool.instruction_id AND NOT pool.held_out
+),
+kept AS (
+    SELECT instruction_id, best.id AS response_id, best, second, tied FROM judged WHERE reason IS NULL
+),
+texts AS (
+    SELECT response_id, text FROM responses WHERE response_id IN (SELECT response_id FROM kept)
+),
 votes AS (
-    SELECT
-        response_id,
-        list({'judge': judge, 'score': score} ORDER BY judge, score) AS votes,
-        -- Summed in a fixed order and rounded: equal votes are a tie, whatever the threads or the last bit.
-        round(list_avg(list(score ORDER BY judge, score)), 6) AS mean
+    SELECT response_id, list_sort(list({'judge': judge, 'score': score})) AS votes
     FROM judgments
-    WHERE list_contains($judges::VARCHAR[], judge) AND score IS NOT NULL
-    GROUP BY response_id
-),
-complete AS (
-    SELECT responses.*, votes.mean, coalesce(votes.votes, []) AS votes
-    FROM responses
-    LEFT JOIN votes USING (response_id)
     WHERE
-        responses.status = 'ok'
-        AND responses.sample_index < $samples
-        AND list_contains($members::VARCHAR[], responses.member)
-),
-ranked AS (
-    SELECT
-        *,
-        count(*) OVER (PARTITION BY instruction_id) AS candidates,
-        row_number() OVER (
-            PARTITION BY instruction_id
-            ORDER BY
-                CASE $rule WHEN 'mean' THEN -mean WHEN 'first' THEN sample_index END NULLS LAST,
-                CASE $rule WHEN 'first' THEN list_position($members::VARCHAR[], member) END,
-                sha256(concat_ws(chr(31), $seed, 'pick', response_id)),
-                response_id
-        ) AS place
-    FROM complete
-    WHERE $rule <> 'mean' OR len(votes) >= $min_votes
+        score IS NOT NULL
+        AND list_contains($judges::VARCHAR[], judge)
+        AND response_id IN (SELECT response_id FROM kept)
+    GROUP BY response_id
 )
 SELECT
-    pool.instruction_id,
-    pool.instruction,
-    best.response_id,
-    best.member,
-    best.text AS response,
-    best.mean,
-    best.votes,
-    runner_up.response_id AS runner_up_id,
-    runner_up.mean AS runner_up_mean,
-    coalesce(best.candidates, 0) AS candidates,
-    CASE WHEN best.response_id IS NULL THEN 'filtered' ELSE 'ok' END AS status,
-    CASE
-        WHEN pool.held_out THEN 'held out'
-        WHEN best.response_id IS NOT NULL THEN NULL
-        WHEN pool.instruction_id IN (SELECT instruction_id FROM complete) THEN 'too few votes'
-        ELSE 'no complete response'
-    END AS reason
-FROM pool
-LEFT JOIN ranked AS best
-    ON best.instruction_id = pool.instruction_id AND best.place = 1 AND NOT pool.held_out
-LEFT JOIN ranked AS runner_up
-    ON runner_up.instruction_id = pool.instruction_id AND runner_up.place = 2 AND NOT pool.held_out
-ORDER BY pool.instruction_id
+    judged.instruction_id,
+    judged.instruction,
+    kept.response_id,
+    kept.best.member AS member,
+    texts.text AS response,
+    judged.best.value AS value,
+    kept.best.mean AS mean,
+    CASE WHEN kept.response_id IS NOT NULL THEN coalesce(votes.votes, []) END AS votes,
+    kept.second.id AS runner_up_id,
+    kept.second.value AS runner_up_value,
+    kept.second.mean AS runner_up_mean,
+    judged.margin,
+    kept.tied,
+    judged.candidates,
+    CASE WHEN judged.reason IS NULL THEN 'ok' ELSE 'filtered' END AS status,
+    judged.reason
+FROM judged
+LEFT JOIN kept USING (instruction_id)
+LEFT JOIN texts USING (response_id)
+LEFT JOIN votes USING (response_id)
+ORDER BY judged.instruction_id
