@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class Pipeline:
         self.params, self.server, self.folder, self._patch = params, server, folder, patch
         weights = params["models"]["smollm2"]["uri"]
         params |= {"target": "m0", "models": {}, "committee": {}, "judges": {}, "variants": {}}
-        params["requests"] |= QUICK
+        params["requests"] |= QUICK | {"timeout_s": 60}  # nothing hangs here, and a busy machine is slow
         params["select"] = {"heldout": 0.0, "min_votes": 1}
         for i in range(MEMBERS):
             self.add_model(f"m{i}")
