@@ -25,9 +25,7 @@ def _model() -> Any:
     logging.root.handlers[:] = handlers  # it sets up the root logger when it is imported
     logging.root.setLevel(level)
     # Told where its own files are: with downloads off it looks for the tokenizer in the cache folder alone.
-    return wordllama.WordLlama.load(
-        dim=DIMENSIONS, cache_dir=Path(wordllama.__file__).parent, disable_download=True
-    )
+    return wordllama.WordLlama.load(dim=DIMENSIONS, cache_dir=Path(wordllama.__file__).parent, disable_download=True)
 
 
 def embed(texts: Sequence[str], characters: int = READ_CHARACTERS) -> np.ndarray:

@@ -3,7 +3,7 @@
 Two readers that miss different things: keyword patterns, in English, one a type, tried in order (`keyword_type`), and
 the vector of the first words, compared with sentences of ours for each type (`prototypes.py`). A logistic regression
 weighs both; it is fitted on the prototypes in a moment, offline, whenever types are asked for. How often it is right,
-type by type: docs/distribution.md, from `python -m bench.types`. It shows gross shares: nothing is selected or dropped by it.
+type by type: docs/distribution.md, from `python -m bench.types`. It shows gross shares: nothing is selected by it.
 """
 
 import re
@@ -45,7 +45,8 @@ _PATTERNS: dict[str, str] = {
     "text work": r"""
         \b(summari[sz]e|translate|paraphrase|proofread|rephrase|rewrite|reword|shorten)\b|\bsummary\ of\ the\b
         |\b(correct|fix|check)\b.{0,30}\b(grammar|spelling|typos|punctuation)\b
-        |\b(given|from|based\ on|using|according\ to|read|in)\b.{0,40}\b(passage|paragraph|(reference\ )?text|article|excerpt)\b
+        |\b(given|from|based\ on|using|according\ to|read|in)\b.{0,40}\b(passage
+          |paragraph|(reference\ )?text|article|excerpt)\b
         |\b(following|this|the)\ (passage|paragraph|text|article|sentence|excerpt)\b|\b(text|sentence)\ (above|below)\b
         |\b(extract|pull)\b.{0,60}\bfrom\b
     """,
@@ -57,8 +58,9 @@ _PATTERNS: dict[str, str] = {
         |\bcause\ and\ effect\b|\bwhat\ would\ happen\ if\b
     """,
     "role play": r"""
-        \b(act|behave|respond|answer|speak)\ (as|like)\ (if|an?|the)\b|\b(pretend|imagine)\ (that\ )?(you|to\ be|yourself)\b
-        |^\W*you\ are\b|\brole[ -]?play|\b(play|take)\ (on\ )?the\ (role|character)\b|\bpersona\b|^\W*as\ an?\ 
+        \b(act|behave|respond|answer|speak)\ (as|like)\ (if|an?|the)\b|\brole[ -]?play|\bpersona\b
+        |\b(pretend|imagine)\ (that\ )?(you|to\ be|yourself)\b|^\W*you\ are\b|^\W*as\ an?\b
+        |\b(play|take)\ (on\ )?the\ (role|character)\b
     """,
     "writing": r"""
         \b(write|compose|draft|craft|create|generate|pen|make)\b.{0,60}

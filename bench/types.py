@@ -102,7 +102,11 @@ def main() -> None:
         rows = [row for row in labelled if row.sample == sample]
         said = {way: classify([row.text for row in rows]) for way, classify in WAYS.items()}
         scores = {way: accuracy(rows, kinds) for way, kinds in said.items()}
-        tell(f"{sample}: {len(rows)} instructions", ["way", *scores["both"]], [[w, *s.values()] for w, s in scores.items()])
+        tell(
+            f"{sample}: {len(rows)} instructions",
+            ["way", *scores["both"]],
+            [[w, *s.values()] for w, s in scores.items()],
+        )
         pairs = list(zip((row.type for row in rows), said["both"], strict=True))
         used = [kind for kind in TYPES if any(kind in pair for pair in pairs)]
         tell(
