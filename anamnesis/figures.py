@@ -334,14 +334,13 @@ def types(shares: Mapping[str, Mapping[str, Estimate]], sizes: Mapping[str, int]
             found = [shares[name][kind] for kind in order]
             places = [j * group + i * bar for j in range(len(order))]
             colour = _BAR if len(names) == 1 else _SERIES[i % COLOURS]
-            axes.barh(places, [100 * share.value for share in found], height=0.86 * bar, color=colour)
+            widths = [100 * share.value for share in found]
+            axes.barh(places, widths, height=0.86 * bar, color=colour)
             reach = [
                 [100 * max(0.0, share.value - share.low) for share in found],
                 [100 * max(0.0, share.high - share.value) for share in found],
             ]
-            axes.errorbar(
-                [100 * share.value for share in found], places, xerr=reach, fmt="none", ecolor=_INK, elinewidth=1
-            )
+            axes.errorbar(widths, places, xerr=reach, fmt="none", ecolor=_INK, elinewidth=1)
             for place, share in zip(places, found, strict=True):
                 axes.annotate(
                     f"{100 * share.value:.0f} %",
@@ -352,14 +351,8 @@ def types(shares: Mapping[str, Mapping[str, Estimate]], sizes: Mapping[str, int]
                     fontsize=_TEXT - (1 if len(names) == 1 else 3),
                 )
             if len(names) > 1:
-                canvas.text(
-                    0,
-                    1 - (4 + 20 * i) / height,
-                    f"{name} ({sizes[name]})",
-                    color=colour,
-                    fontweight="bold",
-                    va="top",
-                )
+                place = 1 - (4 + 20 * i) / height
+                canvas.text(0, place, f"{name} ({sizes[name]})", color=colour, fontweight="bold", va="top")
         axes.set_yticks([j * group + (len(names) - 1) * bar / 2 for j in range(len(order))], order)
         axes.tick_params(axis="y", labelcolor=_INK, labelsize=_TEXT)
         axes.set_xlim(left=0)
@@ -372,9 +365,8 @@ def types(shares: Mapping[str, Mapping[str, Estimate]], sizes: Mapping[str, int]
         + ", ".join(f"{kind} {100 * shares[name][kind].value:.0f} %" for kind in order)
         for name in names
     )
-    return _draw(
-        "figure-types", "Instruction types", f"Bar chart of instruction types with intervals. {told}.", draw, height
-    )
+    description = f"Bar chart of instruction types with intervals. {told}."
+    return _draw("figure-types", "Instruction types", description, draw, height)
 
 
 def score_histograms(scores: Mapping[str, Sequence[float]]) -> Figure:
