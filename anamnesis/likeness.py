@@ -119,7 +119,7 @@ def portrait_sentence(name: str, one: Portrait) -> str:
         return f"{name}: no instruction."
     leading = sorted(one.types.items(), key=lambda item: (-item[1].value, item[0]))[:3]
     told = ", ".join(f"{kind} {_percent(share.value)}" for kind, share in leading if share.value)
-    spoken = ", ".join(f"{code} {_percent(share)}" for code, share in list(one.languages.items())[:3])
+    spoken = ", ".join(f"{code} {_percent(share)}" for code, share in list(one.languages.items())[:3] if share >= 0.005)
     told += f"; half of them have {one.tokens['low']:g} to {one.tokens['high']:g} tokens; language {spoken}"
     if one.bits_per_byte is None:
         return f"{name}: {one.instructions} instructions, most often {told}. Bits per byte: too few texts."
