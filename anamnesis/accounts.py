@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from anamnesis import results, tallies
-from anamnesis.instruction_types import count_types, instruction_type
+from anamnesis.likeness import Likeness
 from anamnesis.params import Params
 from anamnesis.results import Results
 from anamnesis.trust import Trust, trust
@@ -33,7 +33,7 @@ class Answer:
 @dataclass(frozen=True)
 class Example:
     instruction: str
-    type: str
+    type: str | None  # None for one that stage distribution did not draw
     answers: list[Answer]
 
 
@@ -44,7 +44,7 @@ class Account:
     found: Results
     funnel: tallies.Funnel
     lengths: list[int]
-    types: dict[str, int]
+    likeness: Likeness
     members: list[tallies.MemberTally]
     member_drops: dict[str, list[tallies.Drop]]
     judges: list[tallies.JudgeTally]
@@ -82,10 +82,13 @@ def account(
     samples: Mapping[str, results.Samples],
     curves: Mapping[str, Sequence[tuple[int, float]]],
     agreement: Rows,
+    likeness: Likeness,
+    types: Mapping[str, str],
 ) -> Account:
     """Count and compare. Rows are those of records.py by member, judge or variant; `samples` has `base` as well.
 
-    `cleaned` has the variants that rehearse, `selected` those of them with picks; `domain` are the cleaned domain rows.
+    `cleaned` has the variants that rehearse, `selected` those of them with picks; `domain` are the cleaned domain rows;
+    `types` are the instructions' types by id.
 
     Raises `UserError` where two models did not answer the same items.
     """
@@ -112,7 +115,7 @@ def account(
         found=results.results(samples, reference_of(params), params.report.bootstrap, params.seed),
         funnel=tallies.funnel(instructions),
         lengths=[row["tokens"] for row in kept if row["tokens"] is not None],
-        types=count_types(row["text"] for row in kept),
+        likeness=likeness,
         members=tallies.members(responses),
         member_drops={member: tallies.drops(rows) for member, rows in responses.items()},
         judges=tallies.judges(judgments, responses),
@@ -126,7 +129,7 @@ def account(
         shown_variant=shown,
         examples=[]
         if shown is None
-        else _examples(params.seed, selected[shown], responses, judgments, params.variants[shown].judges),
+        else _examples(params.seed, selected[shown], responses, judgments, params.variants[shown].judges, types),
     )
 
 
@@ -136,6 +139,7 @@ def _examples(
     responses: Mapping[str, Rows],
     judgments: Mapping[str, Rows],
     judges: Sequence[str],
+    types: Mapping[str, str],
 ) -> list[Example]:
     """A seeded handful of picked instructions with every response and its scores; `judges` are those of the mean."""
     picks = {row["instruction_id"]: row for row in selected if row["status"] == "ok"}
@@ -160,7 +164,7 @@ def _examples(
                 )
             )
     texts = {key: picks[key]["instruction"] for key in keys}
-    return [Example(texts[key], instruction_type(texts[key]), answers[key]) for key in keys]
+    return [Example(texts[key], types.get(key), answers[key]) for key in keys]
 
 
 def summary(account: Account) -> dict[str, float | int]:

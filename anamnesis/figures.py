@@ -14,6 +14,7 @@ from itertools import pairwise
 from statistics import fmean, median
 from typing import Any
 
+from anamnesis.distribution import Estimate
 from anamnesis.results import Point, signed
 
 COLOURS = 6  # --c1 .. --c6 of the page; further series repeat them with other dashes
@@ -312,30 +313,60 @@ def lengths(tokens: Sequence[int]) -> Figure:
     )
 
 
-def types(counts: Mapping[str, int]) -> Figure:
-    """Instructions by type as bars with their numbers, the most frequent first, `other` last."""
-    height = 290.0
-    total = max(1, sum(counts.values()))
-    order = sorted(counts, key=lambda name: (name == "other", -counts[name], name))
+def types(shares: Mapping[str, Mapping[str, Estimate]], sizes: Mapping[str, int]) -> Figure:
+    """Instruction types of each set as bars with 95 % intervals: the first set's most frequent first, `other` last.
+
+    `shares` by set and type; `sizes` are the instructions behind them. A type that no set has is left out.
+    """
+    names = list(shares)
+    first = shares[names[0]]
+    used = [kind for kind in first if any(of_set[kind].value for of_set in shares.values())]
+    order = sorted(used, key=lambda kind: (kind == "other", -first[kind].value, kind))
+    bar = 20.0 if len(names) == 1 else 13.0
+    gap = 8.0 if len(names) == 1 else 14.0
+    group = bar * len(names) + gap
+    legend = 20.0 * len(names) if len(names) > 1 else 0.0
+    height = group * len(order) + legend + 60
 
     def draw(canvas: Any) -> None:
-        axes = _axes(canvas, height, left=150, right=64, top=10, bottom=12)
-        bars = axes.barh(
-            range(len(order)),
-            [counts[name] for name in order],
-            height=0.68,
-            color=_BAR,
-        )
-        axes.set_yticks(range(len(order)), order)
+        axes = _axes(canvas, height, left=150, right=44, top=8 + legend, bottom=48)
+        for i, name in enumerate(names):
+            found = [shares[name][kind] for kind in order]
+            places = [j * group + i * bar for j in range(len(order))]
+            colour = _BAR if len(names) == 1 else _SERIES[i % COLOURS]
+            widths = [100 * share.value for share in found]
+            axes.barh(places, widths, height=0.86 * bar, color=colour)
+            reach = [
+                [100 * max(0.0, share.value - share.low) for share in found],
+                [100 * max(0.0, share.high - share.value) for share in found],
+            ]
+            axes.errorbar(widths, places, xerr=reach, fmt="none", ecolor=_INK, elinewidth=1)
+            for place, share in zip(places, found, strict=True):
+                axes.annotate(
+                    f"{100 * share.value:.0f} %",
+                    (100 * share.high, place),
+                    xytext=(5, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=_TEXT - (1 if len(names) == 1 else 3),
+                )
+            if len(names) > 1:
+                place = 1 - (4 + 20 * i) / height
+                canvas.text(0, place, f"{name} ({sizes[name]})", color=colour, fontweight="bold", va="top")
+        axes.set_yticks([j * group + (len(names) - 1) * bar / 2 for j in range(len(order))], order)
         axes.tick_params(axis="y", labelcolor=_INK, labelsize=_TEXT)
-        axes.bar_label(bars, [f"{counts[name]} ({100 * counts[name] / total:.0f} %)" for name in order], padding=5)
-        axes.invert_yaxis()
-        axes.grid(visible=False)
-        axes.spines["bottom"].set_visible(False)
-        axes.set_xticks([])
+        axes.set_xlim(left=0)
+        axes.set_ylim(len(order) * group - gap / 2 - bar / 2, -bar / 2 - gap / 2)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("per cent of the set")
 
-    told = ", ".join(f"{name} {counts[name]}" for name in order)
-    return _draw("figure-types", "Instruction types", f"Bar chart of instructions by rough type: {told}.", draw, height)
+    told = "; ".join(
+        f"{name} ({sizes[name]} instructions): "
+        + ", ".join(f"{kind} {100 * shares[name][kind].value:.0f} %" for kind in order)
+        for name in names
+    )
+    description = f"Bar chart of instruction types with intervals. {told}."
+    return _draw("figure-types", "Instruction types", description, draw, height)
 
 
 def score_histograms(scores: Mapping[str, Sequence[float]]) -> Figure:

@@ -83,6 +83,25 @@ def read(source: str, key: str = "domain.source") -> list[Row]:
     return rows
 
 
+def prompts(source: str) -> list[str]:
+    """The different first user turns of a file, in any of the forms; answers may be missing.
+
+    Raises `UserError` for the first row without such a turn.
+    """
+    found: dict[str, None] = {}
+    for place, raw in _raw_rows(source):
+        if not isinstance(raw, dict):
+            raise UserError(f"{place}: expected an object with named fields, found {_kind(raw)}")
+        form = _form_of(raw, place)
+        try:
+            found[_prompt(raw, form)] = None
+        except _Fault as fault:
+            raise UserError(f"{place}: field '{fault.field}': {fault}") from None
+    if not found:
+        raise UserError(f"{source}: no rows; name a file with at least one instruction")
+    return list(found)
+
+
 def split(
     rows: Iterable[Row], train: int, test: int, seed: int, source: str, licence: str
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
@@ -263,6 +282,22 @@ def _parse(raw: dict[str, Any], kind: str) -> Row:
     else:
         turns = _turns(raw, "messages", "role", "content")
     return Row(tuple(turns), category=category, licence=licence)
+
+
+def _prompt(raw: dict[str, Any], form: str) -> str:
+    """The first user turn of a row."""
+    if form == "alpaca":
+        extra = f"\n\n{_text(raw, 'input')}" if raw.get("input") not in (None, "") else ""
+        return _text(raw, "instruction") + extra
+    field, speaker, said = {
+        "messages": ("messages", "role", "content"),
+        "sharegpt": ("conversations", "from", "value"),
+    }[form]
+    listed = raw[field] if isinstance(raw[field], list) else []
+    for place, turn in enumerate(listed):
+        if isinstance(turn, dict) and SPEAKERS.get(str(turn.get(speaker))) == "user":
+            return _text(turn, said, f"{field}[{place}]")
+    raise _Fault(field, "no user's turn")
 
 
 def _alpaca(raw: dict[str, Any]) -> list[tuple[str, str]]:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from anamnesis import figures, results, tallies
+from anamnesis import figures, likeness, results, tallies
 from anamnesis.accounts import Account
+from anamnesis.distribution import HALVINGS
 from anamnesis.forest import forest
 from anamnesis.params import Model, Params
 from anamnesis.results import Results, Row
@@ -104,6 +105,8 @@ def markdown(account: Account) -> str:
         taken = [(way.variant, way.drops) for way in account.ways] + [("the domain", account.domain_drops)]
         told_drops = [f"Taken out of {name} before the mix: {drops_sentence(found)}." for name, found in taken]
         blocks.append("\n".join(_wrapped(f"- {text}", "") for text in told_drops))
+    blocks.append("## Instructions beside other sets")
+    blocks.append("\n".join(_wrapped(f"- {text}", "") for text in likeness.sentences(account.likeness)))
     blocks.append("The page with figures and examples: report.html")
     return "\n\n".join(blocks) + "\n"
 
@@ -250,7 +253,10 @@ def _figures(account: Account) -> dict[str, figures.Figure]:
         drawn["loss"] = figures.loss_curves(account.curves)
     if account.lengths:
         drawn["lengths"] = figures.lengths(account.lengths)
-        drawn["types"] = figures.types(account.types)
+    if all(one.instructions for one in account.likeness.portraits.values()):
+        shares = {name: one.types for name, one in account.likeness.portraits.items()}
+        sizes = {name: one.instructions for name, one in account.likeness.portraits.items()}
+        drawn["types"] = figures.types(shares, sizes)
     if account.judges:
         drawn["scores"] = figures.score_histograms({judge.judge: judge.scores for judge in account.judges})
     if agreeing := account.trust.agreeing:
@@ -302,6 +308,10 @@ def html(account: Account, params: Params) -> str:
         figures=_figures(account),
         drawing=drawing,
         probe=probe_sentence(account.funnel),
+        portraits=[likeness.portrait_sentence(*item) for item in account.likeness.portraits.items()],
+        too_few=likeness.TOO_FEW,
+        too_few_halves=likeness.TOO_FEW_HALVES,
+        halvings=HALVINGS,
         complete=sum(member.statuses["ok"] for member in account.members),
         answers=sum(member.total for member in account.members),
         votes=sum(judge.scored for judge in account.judges),

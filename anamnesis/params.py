@@ -425,6 +425,24 @@ class Evaluate(Section):
     max_tokens: Positive = 128
 
 
+class Distribution(Section):
+    """Which sets the reconstructed instructions are held against, and how many of each are looked at."""
+
+    compare: dict[str, str] = {}  # a name and a JSONL or Parquet file
+    sample: Annotated[int, Field(ge=2)] = 1000  # instructions of a set, at most
+    likelihood: Annotated[int, Field(ge=0)] = 100  # of these, so many have their bits per byte measured
+    resamples: Annotated[int, Field(ge=100)] = 1000  # of an interval, and permutations of a test
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> "Distribution":
+        for key in self.compare:
+            if not SLUG.fullmatch(key) or key in ("reconstructed", "halves"):
+                raise ValueError(
+                    f"compare.{key}: a key is lower-case letters, digits and hyphens, not reconstructed or halves"
+                )
+        return self
+
+
 class Report(Section):
     bootstrap: Annotated[int, Field(ge=100)] = 2000  # resamples an interval
 
@@ -464,6 +482,7 @@ class Params(Section):
     mix: Mix
     train: Train
     evaluate: Evaluate
+    distribution: Distribution = Distribution()
     report: Report
 
     @model_validator(mode="after")
@@ -472,6 +491,9 @@ class Params(Section):
             for key in getattr(self, section):
                 if not SLUG.fullmatch(key):
                     raise ValueError(f"{section}.{key}: a key is lower-case letters, digits and hyphens")
+        for key in self.distribution.compare:
+            if key in self.rehearsal_sources():
+                raise ValueError(f"distribution.compare.{key}: a rehearsal source has the name, and is compared anyway")
         if "base" in self.variants:
             raise ValueError("variants.base: the name is taken by the model before training")
         for section in ("committee", "judges"):

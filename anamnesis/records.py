@@ -170,6 +170,17 @@ MIXED = pa.schema(
         ("tokens", pa.int64()),  # of the rendered conversation, by the target's tokenizer
     ]
 )
+DISTRIBUTION = pa.schema(
+    [
+        ("source", pa.string()),  # reconstructed, or a name of distribution.compare
+        ("instruction_id", pa.string()),
+        ("type", pa.string()),
+        ("language", pa.string()),
+        ("tokens", pa.int64()),  # of the text, by the target's tokenizer
+        ("bits", pa.float64()),  # of its first characters, written by the target; NULL where it was not asked
+        ("bytes", pa.int64()),  # that these bits are for
+    ]
+)
 SAMPLES = pa.schema(
     [
         ("measure", pa.string()),  # a key of anamnesis.measures.MEASURES

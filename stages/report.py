@@ -1,16 +1,17 @@
 """Report: the table and the page that say what was learnt and what was forgotten.
 
-In: every row of the pipeline (data/…) and the training curves (metrics/train/<variant>.csv), by the keys of
-params.yaml.
+In: every row of the pipeline (data/…), the training curves (metrics/train/<variant>.csv) and metrics/distribution.json,
+by the keys of params.yaml.
 Out: report.html, report.md, metrics/summary.json, metrics/frontier.csv.
 Run: python -m stages.report
 """
 
 import csv
 import io
+import json
 import math
 
-from anamnesis import accounts, page, records, results
+from anamnesis import accounts, likeness, page, records, results
 from anamnesis import params as settings
 from anamnesis.errors import UserError, run
 from anamnesis.params import Params
@@ -49,7 +50,24 @@ def read(params: Params) -> accounts.Account:
         },
         agreement=records.read("data/agreement.parquet", records.AGREEMENT),
         curves={name: read_curve(f"metrics/train/{name}.csv") for name in params.variants},
+        likeness=read_likeness("metrics/distribution.json"),
+        types={
+            row["instruction_id"]: row["type"]
+            for row in records.read("data/distribution.parquet", records.DISTRIBUTION)
+            if row["source"] == likeness.RECONSTRUCTED
+        },
     )
+
+
+def read_likeness(path: str) -> likeness.Likeness:
+    """What stage distribution found. Raises `UserError` where the file is missing or not what it writes."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return likeness.read(json.load(file))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; run `dvc repro`") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: not what stage distribution writes ({error!r}); run `dvc repro`") from None
 
 
 def read_curve(path: str) -> list[tuple[int, float]]:

@@ -11,8 +11,10 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from anamnesis import controls, records
+from anamnesis import controls, likeness, records
 from anamnesis.agreement import Bootstrap
+from anamnesis.distribution import Distance, Estimate, Floor, shares
+from anamnesis.instruction_types import TYPES
 from anamnesis.params import Params
 from anamnesis.records import digest
 from stages import agree
@@ -253,6 +255,32 @@ def sample_rows(name: str, rehearses: bool, measures: list[str]) -> list[dict[st
     return rows
 
 
+def made_up_likeness(count: int, others: int = 2) -> likeness.Likeness:
+    """Portraits of a reconstructed set and of `others` more, the last one too small to compare."""
+
+    def portrait(size: int, turn: int) -> likeness.Portrait:
+        kinds = [TYPES[(i * i + turn) % len(TYPES)] for i in range(size)]
+        bits = Estimate(0.9 + 0.3 * turn, 0.8 + 0.3 * turn, 1.1 + 0.3 * turn) if size >= 20 else None
+        tokens = {"low": 12.0, "median": 20.5, "high": 31.0}
+        return likeness.Portrait(size, shares(kinds, TYPES), {"en": 0.75, "zh-cn": 0.25}, tokens, bits, size)
+
+    far = Distance(Estimate(0.21, 0.15, 0.3), Estimate(0.93, 0.88, 0.97), 0.0312, 0.001)
+    sets = [("wild-prompts", 120, far), ("few", 7, Distance(None, None, None, None))][:others]
+    return likeness.Likeness(
+        {likeness.RECONSTRUCTED: portrait(count, 0)}
+        | {name: portrait(size, turn) for turn, (name, size, _) in enumerate(sets, 1)},
+        {name: distance for name, _, distance in sets},
+        Floor(0.04, 0.58, 0.0011) if count >= 40 else Floor(None, None, None),
+    )
+
+
+def distribution_rows(instructions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every good instruction with a type in turn."""
+    good = [row["instruction_id"] for row in instructions if row["status"] == "ok"]
+    one = {"source": likeness.RECONSTRUCTED, "language": "en", "tokens": 20, "bits": 61.5, "bytes": 70}
+    return [one | {"instruction_id": key, "type": TYPES[i % len(TYPES)]} for i, key in enumerate(good)]
+
+
 def write_curve(path: Path, rng: random.Random, slope: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ["step,loss,learning_rate,grad_norm,supervised_tokens,tokens_per_s"]
@@ -271,6 +299,9 @@ def write_run(root: Path, raw: dict[str, Any], measures: list[str] | None = None
     data = root / "data"
     probed = instruction_rows(rng, instructions)
     records.write(data / "instructions.parquet", probed, records.INSTRUCTIONS, ["sample_index"])
+    rows = distribution_rows(probed)
+    records.write(data / "distribution.parquet", rows, records.DISTRIBUTION, ["source", "instruction_id"])
+    records.write_metrics(root / "metrics/distribution.json", likeness.flat(made_up_likeness(instructions)))
     answers: list[dict[str, Any]] = []
     for member in params.members():
         rows = response_rows(rng, member, probed, set() if member == params.target else held_out(probed))

@@ -98,6 +98,7 @@ IN_DATA = {  # what a stage reads of these sections is in the files it depends o
     "evaluate": {"models", "variants"},
     "evaluate-base": {"models", "variants"},
     "models": {"models"},
+    "distribution": {"models"},
 }
 
 

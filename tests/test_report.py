@@ -21,7 +21,6 @@ from synthetic_run import HOSTILE, LEVELS, ROOT, load_params, write_run
 from anamnesis import controls, figures, page, probing, records, results, tallies
 from anamnesis import params as settings
 from anamnesis.errors import UserError
-from anamnesis.instruction_types import TYPES, count_types, instruction_type
 from anamnesis.measures import MEASURES
 from anamnesis.params import Model
 from stages import report
@@ -604,32 +603,6 @@ def test_examples_do_not_depend_on_the_order_of_rows() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ small things
-
-EXPECTED_TYPES = {
-    "Write a Python function that reverses a list.": "code",
-    "Fix the bug in this program: for i in range(10) print(i)": "code",
-    "How many apples are left if I eat 3 of 12?": "maths",
-    "Solve the equation 2x + 5 = 11.": "maths",
-    "Compare the advantages and disadvantages of remote work.": "reasoning",
-    "Act as a travel agent and answer my questions.": "role play and planning",
-    "Plan a weekend itinerary for Lisbon.": "role play and planning",
-    "Write a short story about a lighthouse.": "writing",
-    "Rewrite this sentence in a formal tone.": "writing",
-    "Give me three tips for sleeping better.": "advice",
-    "What is the capital of Peru?": "information seeking",
-    "Explain how a bicycle stays upright.": "information seeking",
-    "asdf": "other",
-    "": "other",
-}
-
-
-@pytest.mark.parametrize(("text", "expected"), EXPECTED_TYPES.items())
-def test_instruction_types(text: str, expected: str) -> None:
-    assert instruction_type(text) == expected
-
-
-def test_every_type_is_counted_even_at_zero() -> None:
-    assert count_types(["What is the capital of Peru?"]) == {name: int(name == "information seeking") for name in TYPES}
 
 
 def test_a_server_s_address_is_shown_without_its_secrets() -> None:
