@@ -83,13 +83,13 @@ def read(source: str, key: str = "domain.source") -> list[Row]:
     return rows
 
 
-def prompts(source: str) -> list[str]:
+def prompts(source: str, key: str) -> list[str]:
     """The different first user turns of a file, in any of the forms; answers may be missing.
 
-    Raises `UserError` for the first row without such a turn.
+    `key` is where params.yaml names the file, for errors. Raises `UserError` for the first row without such a turn.
     """
     found: dict[str, None] = {}
-    for place, raw in _raw_rows(source):
+    for place, raw in _raw_rows(source, key):
         if not isinstance(raw, dict):
             raise UserError(f"{place}: expected an object with named fields, found {_kind(raw)}")
         form = _form_of(raw, place)

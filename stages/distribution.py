@@ -35,7 +35,7 @@ def texts_of(params: Params) -> dict[str, dict[str, str]]:
             raise UserError(f"{key}: {path!r}: expected a file *.jsonl or *.parquet")
         if not Path(path).is_file():
             raise UserError(f"{key}: {path}: no such file; paths start at the project's root, {Path.cwd()}")
-        found[name] = {records.digest("instruction", prompt): prompt for prompt in formats.prompts(path)}
+        found[name] = {records.digest("instruction", prompt): prompt for prompt in formats.prompts(path, key)}
     for name in params.rehearsal_sources():
         rows = records.read(f"data/rehearsal/{name}.parquet", records.REHEARSAL)
         conversations = [row["messages"] for row in rows if row["status"] == "ok"]
