@@ -9,6 +9,7 @@ last line counts.
 import math
 import re
 import string
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from anamnesis.wire import DIGITS, Call, Outcome
 
 LAST_LINE = re.compile(r"Score: ?([1-5])")
 CONSTRAINT = r"[^\n]{10,400}\nScore: [1-5]"
+TRANSCRIPT = "(This is a whole conversation. The answer to grade replies to its last turn and should fit all of it.)"
 REASK = "Your last line was not in the form asked for. Reply with that one line and nothing else:\nScore: <rating>"
 LEAST_MASS = 0.05  # of probability on 1..5, below which the reply says nothing about the score
 EXPECTED_TOKENS = 8  # of a reply that is the score line alone
@@ -50,10 +52,26 @@ def load_prompt(path: str | Path) -> string.Template:
     return prompt
 
 
-def judge_messages(prompt: string.Template, instruction: str, response: str, secret: object) -> list[dict[str, str]]:
-    """The judge's conversation: one user turn, the rubric first and the response last, so that prefixes are shared."""
+def judge_messages(
+    prompt: string.Template,
+    instruction: str,
+    response: str,
+    secret: object,
+    context: Sequence[Mapping[str, str]] = (),
+) -> list[dict[str, str]]:
+    """The judge's conversation: one user turn, the rubric first and the response last, so that prefixes are shared.
+
+    `context`: a system message that the instruction drew, and the turns before it.
+    """
     mark = digest("mark", secret, instruction)[:8]
-    return [{"role": "user", "content": prompt.substitute(instruction=instruction, response=response, mark=mark)}]
+    shown = transcript(instruction, context, mark) if context else instruction
+    return [{"role": "user", "content": prompt.substitute(instruction=shown, response=response, mark=mark)}]
+
+
+def transcript(instruction: str, context: Sequence[Mapping[str, str]], mark: str) -> str:
+    """A conversation for the prompt's $instruction: each turn below a marked line of its own, the instruction last."""
+    turns = [f"<<<{turn['role']} {mark}>>>\n{turn['content']}" for turn in context]
+    return "\n\n".join([TRANSCRIPT, *turns, f"<<<user, to be answered {mark}>>>\n{instruction}"])
 
 
 def parse_score(reply: str) -> int | None:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from anamnesis import sql
 from anamnesis.errors import POOL_TOO_SMALL, UserError
 from anamnesis.params import share
-from anamnesis.records import MIXED
+from anamnesis.records import CONVERSATIONS, MIXED
 
 Message = dict[str, str]
 
@@ -81,15 +81,17 @@ def mix_variant(
     seed: int,
     count_tokens: Callable[[Sequence[Message]], int],
     threads: int = 0,
+    conversations: pa.Table | None = None,
 ) -> pa.Table:
     """Exactly `total` rows of `records.MIXED`; `selected` None means that the variant rehearses nothing.
 
-    `writers` describes the committee's members, `count_tokens` measures one conversation. The pools must have passed
-    `check_pools`.
+    `writers` describes the committee's members, `count_tokens` measures one conversation; `conversations`
+    (`records.CONVERSATIONS`) has what stands before an instruction. The pools must have passed `check_pools`.
     """
     learnt, rehearsed = needs(total, fraction, selected is not None)
     tables = {
         "domain": domain,
+        "conversations": conversations if conversations is not None else CONVERSATIONS.empty_table(),
         "selected": selected if selected is not None else _NOTHING_SELECTED,
         "writers": pa.Table.from_pylist([{"member": name, **asdict(one)} for name, one in writers.items()], _WRITERS),
     }

@@ -32,6 +32,34 @@ INSTRUCTIONS = pa.schema(
         ("tokens", pa.int64()),
     ]
 )
+CONVERSATIONS = pa.schema(  # the good instructions as the committee is asked them, most often a single turn
+    [
+        ("instruction_id", pa.string()),
+        ("text", pa.string()),  # the last user's turn, the one that is answered
+        ("system", pa.string()),  # drawn from converse.systems; NULL leaves each member its own
+        ("history", MESSAGES),  # the turns before the last, system message left out; empty for a single turn
+        ("turns", pa.int64()),  # of the user's, the last one included
+        ("wanted", pa.int64()),  # turns that were drawn for it
+        (
+            "written",  # who wrote each turn: those of `history`, then `text`
+            pa.list_(
+                pa.struct(
+                    [
+                        ("turn", pa.int64()),  # from 1; an answer has the number of the turn it answers
+                        ("role", pa.string()),
+                        ("writer", pa.string()),  # the model's key under models
+                        ("response_id", pa.string()),  # of the chosen answer, and so on down to candidates
+                        ("value", pa.float64()),  # its mean score; NULL where nobody judged it
+                        ("votes", pa.list_(pa.struct([("judge", pa.string()), ("score", pa.float64())]))),
+                        ("candidates", pa.int64()),
+                    ]
+                )
+            ),
+        ),
+        ("status", pa.string()),
+        ("reason", pa.string()),  # why it has fewer turns than wanted
+    ]
+)
 RESPONSES = pa.schema(
     [
         ("response_id", pa.string()),

@@ -1,6 +1,6 @@
 """Judge: one judge scores every complete response of the committee, those to held-out instructions excepted.
 
-In: data/instructions.parquet, data/responses/<member>.parquet, models/pretrained/<judge>, the judge's prompt.
+In: data/conversations.parquet, data/responses/<member>.parquet, models/pretrained/<judge>, the judge's prompt.
 Out: data/judgments/<judge>.parquet; a missing vote is NULL with its reason.
 Run: python -m stages.judge <judge>
 """
@@ -20,6 +20,7 @@ from anamnesis.errors import UserError, run
 from anamnesis.judging import Vote
 from anamnesis.ledger import Ledger
 from anamnesis.params import Params
+from anamnesis.responding import context_of
 from anamnesis.wire import Call, Outcome
 
 PROMPT = "prompts/judge.txt"
@@ -31,8 +32,9 @@ def judged_of(params: Params, instructions: pa.Table, responses: Iterable[dict[s
         sql.statement("stages/sql/hold_out.sql"), instructions, params.select.heldout, params.seed
     ).to_pylist()
     text_of = {row["instruction_id"]: row["instruction"] for row in pool if not row["held_out"]}
+    before = {row["instruction_id"]: context_of(row, None) for row in instructions.to_pylist()}
     judged = [
-        row | {"instruction": text_of[row["instruction_id"]]}
+        row | {"instruction": text_of[row["instruction_id"]], "context": before[row["instruction_id"]]}
         for row in responses
         if row["status"] == "ok" and row["instruction_id"] in text_of
     ]
@@ -43,7 +45,9 @@ def calls_of(params: Params, card: Card, judged: Iterable[dict[str, Any]]) -> li
     """A judge's first call for each response."""
     prompt, judge = judging.load_prompt(PROMPT), params.judges[card.name]
     local = card.kind == "local"
-    conversations = [judging.judge_messages(prompt, row["instruction"], row["text"], params.seed) for row in judged]
+    conversations = [
+        judging.judge_messages(prompt, row["instruction"], row["text"], params.seed, row["context"]) for row in judged
+    ]
     if judge.mode == "justify":
         return [judging.justify_call(messages, judge, params.seed, constrained=local) for messages in conversations]
     if not local:
@@ -93,7 +97,7 @@ def main() -> None:
     judging.load_prompt(PROMPT)  # its mistakes come before any work
     rows: list[dict[str, Any]] = []
     if params.models[name].enabled:
-        instructions = records.read_table("data/instructions.parquet", records.INSTRUCTIONS)
+        instructions = records.read_table("data/conversations.parquet", records.CONVERSATIONS)
         answers = [records.read(f"data/responses/{member}.parquet", records.RESPONSES) for member in params.members()]
         judged = judged_of(params, instructions, chain.from_iterable(answers))
         model_dir = f"models/pretrained/{name}"

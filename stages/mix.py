@@ -1,6 +1,7 @@
 """Mix: join domain and rehearsal rows to each variant's training set.
 
-In: data/domain/train.parquet, data/selected/<variant>.parquet, the tokenizer in models/pretrained/<target>.
+In: data/domain/train.parquet, data/conversations.parquet, data/selected/<variant>.parquet, the tokenizer in
+models/pretrained/<target>.
 Out: data/mixed/<variant>.parquet, metrics/mix.json.
 Run: python -m stages.mix
 """
@@ -44,6 +45,7 @@ def main() -> None:
         key: mixing.Writer(params.models[key].licence, member.sampling.system)
         for key, member in params.committee.items()
     }
+    conversations = records.read_table("data/conversations.parquet", records.CONVERSATIONS)
     metrics: dict[str, int | float] = {}
     for name, table in selected.items():
         mixed = mixing.mix_variant(
@@ -55,6 +57,7 @@ def main() -> None:
             fraction=fraction,
             seed=params.seed,
             count_tokens=count_tokens,
+            conversations=conversations,
         )
         records.write(f"data/mixed/{name}.parquet", mixed, records.MIXED, ["row_id"])
         counts = mixing.counts(mixed)

@@ -1,6 +1,6 @@
 """Respond: one member of the committee answers every good instruction, several times; held-out ones only the target.
 
-In: data/instructions.parquet, models/pretrained/<member>. Out: data/responses/<member>.parquet.
+In: data/conversations.parquet, models/pretrained/<member>. Out: data/responses/<member>.parquet.
 Run: python -m stages.respond <member>
 """
 
@@ -36,7 +36,7 @@ def main() -> None:
     sampling = params.committee[member].sampling
     rows: list[dict[str, Any]] = []
     if params.models[member].enabled:
-        asked = asked_of(params, member, records.read_table("data/instructions.parquet", records.INSTRUCTIONS))
+        asked = asked_of(params, member, records.read_table("data/conversations.parquet", records.CONVERSATIONS))
         calls = [respond_call(row, sampling, params.seed, index) for row, index in asked]
         model_dir = f"models/pretrained/{member}"
         with Ledger() as ledger, Client(model_dir, params, ledger) as client:

@@ -1,6 +1,6 @@
 """Select: keep one response an instruction for each variant; hold some instructions out of all of them.
 
-In: data/instructions.parquet, data/responses/<member>.parquet, data/judgments/<judge>.parquet.
+In: data/conversations.parquet, data/responses/<member>.parquet, data/judgments/<judge>.parquet.
 Out: data/selected/<variant>.parquet, data/heldout.parquet, metrics/select.json.
 Run: python -m stages.select
 """
@@ -23,13 +23,15 @@ def _all(folder: str, keys: list[str], schema: pa.Schema) -> pa.Table:
 def main() -> None:
     params = settings.load()
     members, judges = params.members(), params.enabled_judges()
-    instructions = records.read_table("data/instructions.parquet", records.INSTRUCTIONS)
+    conversations = records.read_table("data/conversations.parquet", records.CONVERSATIONS)
     responses = _all("data/responses", members, records.RESPONSES)
     judgments = _all("data/judgments", judges, records.JUDGMENTS)
 
-    pool = selection.pool_of(sql.statement("stages/sql/hold_out.sql"), instructions, params.select.heldout, params.seed)
+    hold_out = sql.statement("stages/sql/hold_out.sql")
+    pool = selection.pool_of(hold_out, conversations, params.select.heldout, params.seed)
     system = params.committee[params.target].sampling.system
-    heldout = selection.heldout_rows(sql.statement("stages/sql/heldout.sql"), pool, responses, params.target, system)
+    answer = sql.statement("stages/sql/heldout.sql")
+    heldout = selection.heldout_rows(answer, pool, responses, params.target, system, conversations=conversations)
     records.write("data/heldout.parquet", heldout, records.HELDOUT, ["instruction_id"])
 
     metrics: dict[str, int] = {"instructions": pool.num_rows, "heldout": heldout.num_rows}

@@ -83,6 +83,7 @@ METHODS = {"members": {"committee", "models"}, "enabled_judges": {"judges", "mod
 IN_DATA = {  # what a stage reads of these sections is in the files it depends on
     "respond": {"committee", "models"},
     "judge": {"judges", "models"},
+    "converse": {"models"},
     "probe": {"models"},
     "select": {"models"},
     "mix": {"domain", "probe"},  # for the advice in an error only

@@ -142,6 +142,7 @@ def test_the_plan_is_what_the_stages_ask(served_project: Callable[..., Path]) ->
         text = (folder / "params.yaml").read_text()
         (folder / "params.yaml").write_text(text.replace("requests: 60", "requests: null"))
         run(folder, "stages.probe")
+        run(folder, "stages.converse")
         for member in ("smollm2", "fake"):
             run(folder, "stages.respond", member)
         run(folder, "stages.judge", "fake")
