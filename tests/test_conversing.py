@@ -24,10 +24,11 @@ from anamnesis import params as settings
 from anamnesis.errors import MODEL_UNAVAILABLE, UserError
 from anamnesis.ledger import Answer, Ledger
 from anamnesis.params import Converse, Judge, Params, Probe, Sampling, SystemMessage, Turns
+from anamnesis.planning import Line
 from anamnesis.responding import context_of, respond_call
 from anamnesis.template import PreQuery, pre_query
 from anamnesis.wire import Outcome
-from stages import converse, judge, respond, select
+from stages import converse, judge, plan, respond, select
 
 IDS = [records.digest("made", place) for place in range(4000)]
 PROBE = Probe(instructions=3, max_requests=10)
@@ -135,7 +136,7 @@ def test_a_turns_seed_depends_on_instruction_and_turn_alone() -> None:
     calls = [conversing.turn_call(prefix, PROBE, 17, each) for each in (one, two, replace(one, instruction_id="i2"))]
     assert len({call.request["seed"] for call in calls}) == 3
     assert calls[0] == conversing.turn_call(prefix, PROBE, 17, replace(one, text="another", wanted=5))
-    assert calls[0].request["stop_token_ids" if "stop_token_ids" in calls[0].request else "extra_body"]
+    assert calls[0].request["extra_body"]["stop_token_ids"] == [3]
 
 
 # --------------------------------------------------------------------------------------------------------- template
@@ -281,7 +282,7 @@ def test_training_rows_are_whole_conversations_with_everybodys_licence() -> None
     ]
     assert [turn["role"] for turn in grown["messages"]] == ["system", "user", "assistant", "user", "assistant"]
     assert [turn["content"] for turn in single["messages"]] == ["Be brief.", "Name a bird.", "Because."]
-    assert (grown["licence"], single["licence"]) == ("Apache-2.0; MIT", "MIT")  # beta wrote an answer in the first
+    assert (grown["licence"], single["licence"]) == ("Apache-2.0 + MIT", "MIT")  # beta wrote an answer in the first
 
 
 # ----------------------------------------------------------------------------------------------------------- stage
@@ -306,7 +307,7 @@ def served_folder(
         params["committee"] = {"smollm2": {"sampling": sampling}, "fake": {"sampling": sampling}}
         params["judges"] = {"fake": {"mode": "justify"}, "smollm2": {"mode": "expected"}}
         params["variants"] = {"domain-only": {"rehearsal": "none"}}
-        params["probe"] |= {"instructions": INSTRUCTIONS, "max_requests": 20}
+        params["probe"] |= {"instructions": INSTRUCTIONS - 1, "max_requests": 20}  # one of the rows is a duplicate
         params["select"]["heldout"] = 0.25
         params["mix"]["total"] = 4
         params["converse"] = {"share": share, "turns": {"min": 2, "max": 4}} | changes.pop("converse", {})
@@ -406,7 +407,7 @@ def test_the_kept_answer_is_the_one_with_the_best_mean_and_the_targets_first_whe
     hold_out = sql.statement(ROOT / "stages/sql/hold_out.sql")
     table = pa.Table.from_pylist(rows, records.CONVERSATIONS)
     kept_back = selection.held_out(hold_out, table, params.select.heldout, params.seed)
-    chosen = {held: [] for held in (False, True)}  # type: dict[bool, list[dict[str, Any]]]
+    chosen: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     for row in rows:
         answers = [turn for turn in row["written"] if turn["role"] == "assistant"]
         chosen[row["instruction_id"] in kept_back] += answers
@@ -518,6 +519,7 @@ def test_what_is_refused_for_good_ends_a_conversation_and_an_outage_the_stage(
         assert "rerun" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_kill_9_costs_no_more_than_what_was_in_flight(served_folder: Callable[..., Path]) -> None:
     with fault_server(FaultServer(delay_s=0.02)) as server:
         folder = served_folder(server, share=1.0)
@@ -539,12 +541,19 @@ def test_kill_9_costs_no_more_than_what_was_in_flight(served_folder: Callable[..
     assert Path("data/conversations.parquet").read_bytes() == killed
 
 
-def test_the_plan_counts_what_the_stage_then_asks(served_folder: Callable[..., Path]) -> None:
-    def planned() -> dict[str, Any]:
-        done = subprocess.run([sys.executable, "-c", PLAN], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return {f"{line['stage']} {line['model']}": line for line in json.loads(done.stdout)}
+def test_the_plan_counts_what_the_stage_then_asks(
+    served_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def planned() -> dict[str, Line]:
+        with Ledger() as ledger:
+            planner = plan.Planner(settings.load(), ledger, 0)
+            planner.run()
+        return {f"{line.stage} {line.model}": line for line in planner.lines}
 
+    def probed(_: plan.Planner) -> pa.Table:
+        return records.read_table("data/instructions.parquet", records.INSTRUCTIONS)
+
+    monkeypatch.setattr(plan.Planner, "probe", probed)
     with fault_server(FaultServer()) as server:
         served_folder(server)
         first = planned()
@@ -556,25 +565,9 @@ def test_the_plan_counts_what_the_stage_then_asks(served_folder: Callable[..., P
             "converse: respond smollm2", "converse: respond fake", "converse: judge smollm2", "converse: judge fake",
             "converse: turns smollm2",
         }  # fmt: skip
-        known = sum(line["to_ask"]["low"] for line in lines.values())
-        assert 0 < known <= served <= sum(line["to_ask"]["high"] for line in lines.values())
+        known = sum(line.to_ask.low for line in lines.values())
+        assert 0 < known <= served <= sum(line.to_ask.high for line in lines.values())
         done = planned()
         lines = {name: line for name, line in done.items() if name.startswith("converse")}
-        assert sum(line["to_ask"]["high"] for line in lines.values()) == 0
-        assert sum(line["in_ledger"] for line in lines.values()) == served
-
-
-PLAN = """
-import json
-from dataclasses import asdict
-from anamnesis import params, records
-from anamnesis.ledger import Ledger
-from stages import plan
-class Planner(plan.Planner):
-    def probe(self):
-        return records.read_table("data/instructions.parquet", records.INSTRUCTIONS)
-with Ledger() as ledger:
-    planner = Planner(params.load(), ledger, 0)
-    planner.run()
-print(json.dumps([asdict(line) for line in planner.lines]))
-"""
+        assert sum(line.to_ask.high for line in lines.values()) == 0
+        assert sum(line.in_ledger for line in lines.values()) == served

@@ -19,7 +19,7 @@ answers AS ( -- of conversations: who wrote each
     WHERE selected.status = 'ok' AND len(conversations.history) > 0
 ),
 licences AS (
-    SELECT response_id, string_agg(DISTINCT licence, '; ' ORDER BY licence) AS licence
+    SELECT response_id, string_agg(DISTINCT licence, ' + ' ORDER BY licence) AS licence
     FROM answers
     JOIN writers USING (member)
     GROUP BY response_id
