@@ -18,6 +18,7 @@ import pyarrow as pa
 from anamnesis.decontamination import Overlap, words
 from anamnesis.errors import UserError
 from anamnesis.records import CLEANED, digest
+from anamnesis.responding import context_of
 
 SHINGLE = 3  # words in a row that near-duplicates are compared by
 PERMUTATIONS = 128
@@ -42,21 +43,29 @@ class Writer:
     system: str | None = None
 
 
-def picked(selected: pa.Table, writers: Mapping[str, Writer]) -> pa.Table:
-    """Candidates from a variant's picks (`records.SELECTED`); those that are not ok have their reason there."""
+def picked(selected: pa.Table, writers: Mapping[str, Writer], conversations: pa.Table) -> pa.Table:
+    """Candidates from a variant's picks (`records.SELECTED`); those that are not ok have their reason there.
+
+    A row is the whole conversation as its last writer had it: `conversations` (`records.CONVERSATIONS`) has the system
+    message that was drawn and the turns before. Its licence is that of everyone who wrote an answer in it.
+    """
+    begun = {row["instruction_id"]: row for row in _ok(conversations) if row["history"] or row["system"] is not None}
     rows = []
     for row in _ok(selected):
-        writer = writers[row["member"]]
-        system = [{"role": "system", "content": writer.system}] if writer.system is not None else []
+        writer, before = writers[row["member"]], begun.get(row["instruction_id"], {})
         said = [("user", row["instruction"]), ("assistant", row["response"])]
+        earlier = [turn["writer"] for turn in before.get("written", ()) if turn["role"] == "assistant"]
         rows.append(
             {
                 "row_id": row["response_id"],
                 "order_id": row["instruction_id"],
-                "messages": [*system, *({"role": role, "content": text} for role, text in said)],
+                "messages": [
+                    *context_of(before, writer.system),
+                    *({"role": role, "content": text} for role, text in said),
+                ],
                 "source": "reconstructed",
                 "member": row["member"],
-                "licence": writer.licence,
+                "licence": " + ".join(sorted({writers[name].licence for name in (*earlier, row["member"])})),
             }
         )
     return pa.Table.from_pylist(rows, _CANDIDATE)

@@ -1,8 +1,9 @@
 """Does a judge's score mean anything? Planted pairs whose response is known to be worse, and how well a judge sees it.
 
-In: judged responses (`records.RESPONSES` with their `instruction`), and later their scores. Out: for a share of the
-instructions one genuine response with planted ones beside it (`records.CONTROLS`), and for each judge and kind the
-AUC of genuine against planted. Planted responses have a file of their own and no way into selection or training.
+In: judged responses (`records.RESPONSES` with their `instruction` and `context`), and later their scores. Out: for a
+share of the instructions one genuine response with planted ones beside it (`records.CONTROLS`), and for each judge and
+kind the AUC of genuine against planted. Planted responses have a file of their own and no way into selection or
+training.
 
 Everything is seeded by ids: an instruction's rank, its genuine response and its faults stay as they are when others
 come or go, but for its neighbour in that ranking, which lends it its answer.
@@ -115,9 +116,10 @@ KINDS: dict[str, tuple[Callable[[Row, Row | None, int], Planted], str]] = {
 def plant(judged: Sequence[Row], fraction: float, seed: int) -> list[dict[str, Any]]:
     """The planted pairs for `fraction` of the instructions of `judged`, one of each kind beside one genuine response.
 
-    A row has pair_id, instruction_id, response_id (of the genuine response), instruction, kind, text, status and
-    reason: `filtered` with a reason where the response offers no such fault. The genuine one is a first sample, so more
-    samples change nothing; the first instructions by hash are taken, each lending its response to the one before it.
+    A row has pair_id, instruction_id, response_id (of the genuine response), instruction, context (the turns before),
+    kind, text, status and reason: `filtered` with a reason where the response offers no such fault. The genuine one is
+    a first sample, so more samples change nothing; the first instructions by hash are taken, each lending its response
+    to the one before it.
     """
     genuine: dict[str, Row] = {}
     for row in judged:
@@ -137,6 +139,7 @@ def plant(judged: Sequence[Row], fraction: float, seed: int) -> list[dict[str, A
                     "instruction_id": name,
                     "response_id": row["response_id"],
                     "instruction": row["instruction"],
+                    "context": row["context"],
                     "kind": kind,
                     "text": text,
                     "status": "filtered" if reason else "ok",

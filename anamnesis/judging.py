@@ -29,6 +29,7 @@ SCORE_LINE = "Score: [1-5]"
 SENTENCE = "[^\\n.!?。！？]+[.!?。！？]"
 CONSTRAINT = rf"{SENTENCE}( ?{SENTENCE})?\n{SCORE_LINE}"
 SHORT = "Write no reason this time. Reply with the last line only."
+TRANSCRIPT = "(This is a whole conversation. The answer to grade replies to its last turn and should fit all of it.)"
 REASK = "Your last line was not in the form asked for. Reply with that one line and nothing else:\nScore: <rating>"
 LEAST_MASS = 0.05  # of probability on 1..5, below which the reply says nothing about the score
 EXPECTED_TOKENS = 8  # of a reply that is the score line alone
@@ -75,11 +76,26 @@ def load_prompt(path: str | Path) -> string.Template:
     return prompt
 
 
-def judge_messages(prompt: string.Template, instruction: str, response: str, secret: object) -> list[dict[str, str]]:
-    """The judge's conversation: one user turn, the rubric first and the response last, so that prefixes are shared."""
+def judge_messages(
+    prompt: string.Template,
+    instruction: str,
+    response: str,
+    secret: object,
+    context: Sequence[Mapping[str, str]] = (),
+) -> list[dict[str, str]]:
+    """The judge's conversation: one user turn, the rubric first and the response last, so that prefixes are shared.
+
+    `context`: a system message that the instruction drew, and the turns before it.
+    """
     mark = digest("mark", secret, instruction)[:8]
-    shown = prompt.substitute(instruction=defused(instruction), response=defused(response), mark=mark)
-    return [{"role": "user", "content": shown}]
+    asked = transcript(instruction, context, mark) if context else defused(instruction)
+    return [{"role": "user", "content": prompt.substitute(instruction=asked, response=defused(response), mark=mark)}]
+
+
+def transcript(instruction: str, context: Sequence[Mapping[str, str]], mark: str) -> str:
+    """A conversation for the prompt's $instruction: each turn below a marked line of its own, the instruction last."""
+    turns = [f"<<<{turn['role']} {mark}>>>\n{defused(turn['content'])}" for turn in context]
+    return "\n\n".join([TRANSCRIPT, *turns, f"<<<user, to be answered {mark}>>>\n{defused(instruction)}"])
 
 
 def defused(text: str) -> str:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from anamnesis import sql
 from anamnesis.errors import FORBIDDEN_LICENCE, POOL_TOO_SMALL, UserError
 from anamnesis.params import DOMAIN, REHEARSAL, needs
-from anamnesis.records import CLEANED, MIXED
+from anamnesis.records import CLEANED, MIXED, licences_of
 
 Message = dict[str, str]
 Rows = list[dict[str, Any]]
@@ -85,14 +85,14 @@ def check_licences(pools: Mapping[str, pa.Table], patterns: Sequence[str]) -> No
 
     `pools` has rows of `records.CLEANED` by the name of what they are for. A pattern is a licence's whole name, case
     aside, with * and ? for any text and any character; a row without a licence has the licence `unknown`, and one with
-    several, joined by `; `, is under each of them.
+    several is under each of them (`records.licences_of`).
     """
     found: Counter[tuple[str, str, str]] = Counter()
     for name, table in pools.items():
         rows = table.filter(pc.equal(table["status"], "ok")).select(["source", "member", "licence"]).to_pylist()
         for row in rows:
             licence = row["licence"] or "unknown"
-            each = licence.casefold().split("; ")
+            each = [one.casefold() for one in licences_of(licence)]
             if any(fnmatch.fnmatchcase(one, pattern.casefold()) for one in each for pattern in patterns):
                 source = row["source"] if row["member"] is None else f"{row['source']} by {row['member']}"
                 found[source, licence, name] += 1

@@ -75,6 +75,8 @@ def _base_url(value: str | list[str]) -> str | list[str]:
     return value
 
 
+RUBRIC_TOKENS = 600  # of the judge's prompt around conversation and response, at most
+
 Uri = Annotated[str | list[str], AfterValidator(_uri)]
 DataUri = Annotated[str, AfterValidator(_data_uri)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -202,6 +204,42 @@ class Probe(Section):
     def _can_reach_the_goal(self) -> "Probe":
         if self.max_requests < self.instructions:
             raise ValueError(f"max_requests ({self.max_requests}) is below instructions ({self.instructions})")
+        return self
+
+
+class Turns(Section):
+    """How many user's turns a grown conversation has, drawn evenly."""
+
+    min: Annotated[int, Field(ge=2)] = 2
+    max: Annotated[int, Field(ge=2)] = 5
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Turns":
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is above max ({self.max})")
+        return self
+
+
+class SystemMessage(Section):
+    """One of the system messages that instructions draw from; `text` null leaves each member its own."""
+
+    text: Annotated[str, Field(min_length=1)] | None
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+
+class Converse(Section):
+    """Which instructions grow to conversations, and the system messages that instructions draw."""
+
+    share: Fraction = 0.0
+    turns: Turns = Turns()
+    max_tokens: Positive = 512  # of a conversation before its last answer, by the target's tokenizer
+    systems: list[SystemMessage] = []
+
+    @model_validator(mode="after")
+    def _systems_differ(self) -> "Converse":
+        texts = [one.text for one in self.systems]
+        if len(set(texts)) < len(texts):
+            raise ValueError("`systems` has one text twice; write it once, with the sum of the weights")
         return self
 
 
@@ -475,6 +513,7 @@ class Params(Section):
     budget: Budget = Budget()
     domain: Domain
     probe: Probe
+    converse: Converse = Converse()
     rehearsal: Rehearsal = Rehearsal()
     select: Select
     variants: dict[str, Variant]
@@ -602,12 +641,27 @@ class Params(Section):
                     f"{key}.max_tokens: {tokens} leaves no room for a prompt in serve.max_model_len "
                     f"({self.serve.max_model_len})"
                 )
+        if self.converse.share:
+            self._conversations_fit()
         return self
 
     def rehearsal_sources(self) -> list[str]:
         """The sources that variants name, for rows or for instructions, each once."""
         named = [source for variant in self.variants.values() for source in (variant.source, variant.borrowed)]
         return list(dict.fromkeys(source for source in named if source))
+
+    def _conversations_fit(self) -> None:
+        """A grown conversation must leave room in a local model's context: for an answer, or for rubric and reply."""
+        longest = max(member.sampling.max_tokens for member in self.committee.values())
+        rooms = {f"committee.{key}": member.sampling.max_tokens for key, member in self.committee.items()}
+        rooms |= {f"judges.{key}": RUBRIC_TOKENS + longest + judge.max_tokens for key, judge in self.judges.items()}
+        for key, room in rooms.items():
+            most = self.serve.max_model_len - room
+            if self.models[key.split(".")[1]].base_url is None and self.converse.max_tokens > most:
+                raise ValueError(
+                    f"converse.max_tokens: {self.converse.max_tokens} leaves {key} too little room in "
+                    f"serve.max_model_len ({self.serve.max_model_len}); lower it to {max(most, 0)} or raise that"
+                )
 
     def members(self) -> list[str]:
         """The committee's keys whose model is enabled, in the order of params.yaml."""

@@ -19,6 +19,7 @@ import yaml
 
 from anamnesis.cards import Card
 from anamnesis.params import Params
+from anamnesis.records import licences_of
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -110,7 +111,7 @@ def _plain_address(url: str) -> str:
 def card(name: str, mixed: Rows, params: Params, cards: Mapping[str, Card]) -> str:
     """A dataset card: the hub's metadata, then what the set is, its sources, models, licences and parameters."""
     licences = sorted({row["licence"] or "unknown" for row in mixed})
-    each = {one for licence in licences for one in licence.split("; ")}  # a row may be under several
+    each = {one for licence in licences for one in licences_of(licence)}  # a row may be under several
     hub = sorted({HUB_LICENCES.get(one.casefold(), "other") for one in each})
     metadata: dict[str, Any] = {
         "license": hub[0] if len(hub) == 1 else hub,

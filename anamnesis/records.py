@@ -8,6 +8,7 @@ A row that is not `ok` keeps its place with a reason: nothing is dropped silentl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,34 @@ INSTRUCTIONS = pa.schema(
         ("reason", pa.string()),
         ("finish_reason", pa.string()),
         ("tokens", pa.int64()),
+    ]
+)
+CONVERSATIONS = pa.schema(  # the good instructions as the committee is asked them, most often a single turn
+    [
+        ("instruction_id", pa.string()),
+        ("text", pa.string()),  # the last user's turn, the one that is answered
+        ("system", pa.string()),  # drawn from converse.systems; NULL leaves each member its own
+        ("history", MESSAGES),  # the turns before the last, system message left out; empty for a single turn
+        ("turns", pa.int64()),  # of the user's, the last one included
+        ("wanted", pa.int64()),  # turns that were drawn for it
+        (
+            "written",  # who wrote each turn: those of `history`, then `text`
+            pa.list_(
+                pa.struct(
+                    [
+                        ("turn", pa.int64()),  # from 1; an answer has the number of the turn it answers
+                        ("role", pa.string()),
+                        ("writer", pa.string()),  # the model's key under models
+                        ("response_id", pa.string()),  # of the chosen answer, and so on down to candidates
+                        ("value", pa.float64()),  # its mean score; NULL where nobody judged it
+                        ("votes", pa.list_(pa.struct([("judge", pa.string()), ("score", pa.float64())]))),
+                        ("candidates", pa.int64()),
+                    ]
+                )
+            ),
+        ),
+        ("status", pa.string()),
+        ("reason", pa.string()),  # why it has fewer turns than wanted
     ]
 )
 RESPONSES = pa.schema(
@@ -196,6 +225,11 @@ def digest(*parts: object) -> str:
     """A short stable id: the first 16 hex digits of the sha256 over the parts, separated unambiguously."""
     joined = "\x1f".join(str(part) for part in parts)
     return hashlib.sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def licences_of(licence: str | None) -> list[str]:
+    """Every licence that a row is under: a source's several stand apart by `; `, those of several writers by ` + `."""
+    return re.split(r"; | \+ ", licence or "unknown")
 
 
 def seed_of(*parts: object) -> int:

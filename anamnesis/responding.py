@@ -1,5 +1,6 @@
 """From an instruction to responses: the request to a member, and the status that its answer ends with."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from anamnesis.params import Sampling
@@ -7,13 +8,20 @@ from anamnesis.records import digest, seed_of
 from anamnesis.wire import Call, Outcome
 
 
+def context_of(row: Mapping[str, Any], system: str | None) -> list[dict[str, str]]:
+    """What stands before the last user's turn of a row of `records.CONVERSATIONS`: system message and earlier turns.
+
+    A system message that the row drew takes the place of the member's own, `system`.
+    """
+    drawn = row.get("system")
+    shown = system if drawn is None else drawn
+    return [*([] if shown is None else [{"role": "system", "content": shown}]), *(row.get("history") or [])]
+
+
 def respond_call(row: dict[str, Any], sampling: Sampling, seed: int, index: int) -> Call:
     """The request for response `index` to an instruction; its seed depends on the instruction and the index alone."""
-    messages = [{"role": "user", "content": row["text"]}]
-    if sampling.system is not None:
-        messages.insert(0, {"role": "system", "content": sampling.system})
     request = {
-        "messages": messages,
+        "messages": [*context_of(row, sampling.system), {"role": "user", "content": row["text"]}],
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,

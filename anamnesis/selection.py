@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from anamnesis import sql
 from anamnesis.params import Params, share
-from anamnesis.records import HELDOUT, SELECTED
+from anamnesis.records import CONVERSATIONS, HELDOUT, SELECTED
 
 REASONS = ("held out", "no complete response", "too few votes", "below minimum score", "margin too small")
 
@@ -106,14 +106,23 @@ def select_variant(
 
 
 def heldout_rows(
-    text: str, pool: pa.Table, responses: sql.Table, target: str, system: str | None = None, threads: int = 0
+    text: str,
+    pool: pa.Table,
+    responses: sql.Table,
+    target: str,
+    system: str | None = None,
+    threads: int = 0,
+    conversations: pa.Table | None = None,
 ) -> pa.Table:
     """The held-out instructions of the pool, each answered by the target's first complete response.
 
-    `system` is the system message that the target answered under.
+    `system` is the system message that the target answered under where `conversations` (`records.CONVERSATIONS`) has
+    no other.
     """
     parameters = {"target": target, "system": system}
-    return sql.run(text, {"pool": pool, "responses": responses}, parameters, threads).cast(HELDOUT)
+    before = conversations if conversations is not None else CONVERSATIONS.empty_table()
+    tables = {"pool": pool, "responses": responses, "conversations": before}
+    return sql.run(text, tables, parameters, threads).cast(HELDOUT)
 
 
 def counts(selected: pa.Table, members: Sequence[str]) -> dict[str, int]:

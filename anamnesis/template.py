@@ -1,10 +1,11 @@
-"""Where a user's turn starts and how it ends, read off the tokenizer's own chat template.
+"""Where a user's turn starts and how it ends, read off the tokenizer's own chat template: a first turn or a later one.
 
 A sentinel is rendered as the user's message; what stands before it is the pre-query prefix that the model continues,
 what stands behind it tells how a turn ends. Nothing here knows a model by name.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,18 +55,21 @@ def _turn_end(tokenizer: Any, messages: list[dict[str, str]], text: str) -> str:
     return short or tail
 
 
-def pre_query(tokenizer: Any, system: str | None = None, prefix: str | None = None) -> PreQuery:
+def pre_query(
+    tokenizer: Any, system: str | None = None, prefix: str | None = None, history: Sequence[dict[str, str]] = ()
+) -> PreQuery:
     """Derive the pre-query prefix and the stop ids of any chat model.
 
     `system`: a system message to render before the turn; None leaves what the template does by itself. `prefix`: text
-    that replaces the derived prefix. Raises `UserError` where there is no chat template, where it loses or repeats
-    the message, or where it refuses a system message.
+    that replaces the derived prefix. `history`: whole turns, user and assistant, that stand before this one; the
+    template renders them with it, for some write earlier turns otherwise than the last. Raises `UserError` where there
+    is no chat template, where it loses or repeats the message, or where it refuses a system message.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
             f"{tokenizer.name_or_path}: no chat template, so there is no user's turn to continue; use a chat model"
         )
-    messages = [{"role": "user", "content": SENTINEL}]
+    messages = [*history, {"role": "user", "content": SENTINEL}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
     text = render(tokenizer, messages)

@@ -1,7 +1,7 @@
 """Why an instruction's response was picked, or why none was: python -m anamnesis.why <variant> <instruction_id>
 
 Prints every response with its votes and its value, the pick first, and what decided, by the statements that stage
-select runs. It reads params.yaml, instructions, responses, judgments and the written pick, and asks no model. The
+select runs. It reads params.yaml, conversations, responses, judgments and the written pick, and asks no model. The
 beginning of an id will do.
 """
 
@@ -71,9 +71,9 @@ def _pool(params: Params, source: str | None) -> pa.Table:
     """The instructions that a variant picks for: the probed ones, or those of the source that it borrows from."""
     if source:
         return selection.borrowed_pool(records.read_table("data/borrowed.parquet", records.BORROWED), source)
-    instructions = records.read_table("data/instructions.parquet", records.INSTRUCTIONS)
+    conversations = records.read_table("data/conversations.parquet", records.CONVERSATIONS)
     hold_out = sql.statement("stages/sql/hold_out.sql")
-    return selection.pool_of(hold_out, instructions, params.select.heldout, params.seed)
+    return selection.pool_of(hold_out, conversations, params.select.heldout, params.seed)
 
 
 def case_of(params: Params, variant: str, wanted: str) -> Case:

@@ -1,8 +1,8 @@
 """Clean: take out of rehearsal and domain rows what must not be trained on; each with a reason.
 
-In: data/selected/<variant>.parquet, data/rehearsal/<source>.parquet, data/borrowed.parquet, data/domain/train.parquet,
-data/domain/others/<name>.parquet, data/domain/test.parquet, data/heldout.parquet, the shipped items and the files of
-clean.evaluation_sets.
+In: data/selected/<variant>.parquet, data/conversations.parquet, data/rehearsal/<source>.parquet, data/borrowed.parquet,
+data/domain/train.parquet, data/domain/others/<name>.parquet, data/domain/test.parquet, data/heldout.parquet, the
+shipped items and the files of clean.evaluation_sets.
 Out: data/cleaned/<variant>.parquet, data/domain/cleaned.parquet, metrics/clean.json.
 Run: python -m stages.clean
 """
@@ -83,6 +83,7 @@ def main() -> None:
     write("domain_rows", "data/domain/cleaned.parquet", cleaning.clean(domain_rows(params), checks, None, params.seed))
 
     borrowed = records.read("data/borrowed.parquet", records.BORROWED)
+    conversations = records.read_table("data/conversations.parquet", records.CONVERSATIONS)
     Path("data/cleaned").mkdir(parents=True, exist_ok=True)  # also where no variant rehearses
     for name, variant in params.variants.items():
         if variant.rehearsal == "none":
@@ -95,7 +96,7 @@ def main() -> None:
         else:
             # A pick is complete by its finish reason, so its text is not looked at for that.
             selected = records.read_table(f"data/selected/{name}.parquet", records.SELECTED)
-            candidates = cleaning.picked(selected, writers(params, variant.borrowed, borrowed))
+            candidates = cleaning.picked(selected, writers(params, variant.borrowed, borrowed), conversations)
         cleaned = cleaning.clean(candidates, checks, wanted.near_duplicates, params.seed)
         write(name, f"data/cleaned/{name}.parquet", cleaned)
     records.write_metrics("metrics/clean.json", metrics)

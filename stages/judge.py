@@ -1,6 +1,6 @@
 """Judge: one judge scores every complete response of the committee, those to held-out instructions excepted.
 
-In: data/instructions.parquet, data/borrowed.parquet, data/responses/<member>.parquet, models/pretrained/<judge>, the
+In: data/conversations.parquet, data/borrowed.parquet, data/responses/<member>.parquet, models/pretrained/<judge>, the
 judge's prompt.
 Out: data/judgments/<judge>.parquet; a missing vote is NULL with its reason. data/controls/<judge>.parquet: planted
 responses, asked about like any other beside those to the same instruction, and their scores (anamnesis/controls.py).
@@ -24,6 +24,7 @@ from anamnesis.errors import UserError, run
 from anamnesis.judging import Vote
 from anamnesis.ledger import Ledger
 from anamnesis.params import Judge, Params
+from anamnesis.responding import context_of
 from anamnesis.wire import Call, Outcome
 
 PROMPT = "prompts/judge.txt"
@@ -32,21 +33,23 @@ PROMPT = "prompts/judge.txt"
 def judged_of(
     params: Params,
     judge: str,
-    instructions: pa.Table,
+    conversations: pa.Table,
     borrowed: Iterable[dict[str, Any]],
     responses: Iterable[dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """The complete responses with their `instruction`, those to one together (their prompts share a prefix).
+    """The complete responses with their `instruction` and `context`: system message that was drawn, turns before.
 
-    Responses to borrowed instructions are for the judges of the variants that borrow them.
+    Those to one instruction stand together (their prompts share a prefix). Responses to borrowed instructions are for
+    the judges of the variants that borrow them.
     """
     pool = selection.pool_of(
-        sql.statement("stages/sql/hold_out.sql"), instructions, params.select.heldout, params.seed
+        sql.statement("stages/sql/hold_out.sql"), conversations, params.select.heldout, params.seed
     ).to_pylist()
     text_of = {row["instruction_id"]: row["instruction"] for row in pool if not row["held_out"]}
     text_of |= {row["instruction_id"]: row["text"] for row in borrowed if judge in row["judges"]}
+    before = {row["instruction_id"]: context_of(row, None) for row in conversations.to_pylist()}
     judged = [
-        row | {"instruction": text_of[row["instruction_id"]]}
+        row | {"instruction": text_of[row["instruction_id"]], "context": before.get(row["instruction_id"], [])}
         for row in responses
         if row["status"] == "ok" and row["instruction_id"] in text_of
     ]
@@ -60,10 +63,12 @@ def grouped(judged: Iterable[dict[str, Any]], planted: Iterable[dict[str, Any]])
 
 
 def calls_of(params: Params, card: Card, rows: Iterable[dict[str, Any]], path: str | Path = PROMPT) -> list[Call]:
-    """A judge's first call for each pair of `instruction` and `text`."""
+    """A judge's first call for each pair of `instruction`, below its `context`, and `text`."""
     prompt, judge = judging.load_prompt(path), params.judges[card.name]
     local = card.kind == "local"
-    conversations = [judging.judge_messages(prompt, row["instruction"], row["text"], params.seed) for row in rows]
+    conversations = [
+        judging.judge_messages(prompt, row["instruction"], row["text"], params.seed, row["context"]) for row in rows
+    ]
     if judge.mode != "expected":
         call = judging.justify_call if judge.mode == "justify" else judging.score_call
         return [call(messages, judge, params.seed, constrained=local) for messages in conversations]
@@ -108,10 +113,10 @@ def main() -> None:
     planted: list[dict[str, Any]] = []
     told: dict[str, tuple[Vote, int]] = {}
     if params.models[name].enabled:
-        instructions = records.read_table("data/instructions.parquet", records.INSTRUCTIONS)
+        conversations = records.read_table("data/conversations.parquet", records.CONVERSATIONS)
         answers = [records.read(f"data/responses/{member}.parquet", records.RESPONSES) for member in params.members()]
         borrowed = records.read("data/borrowed.parquet", records.BORROWED)
-        judged = judged_of(params, name, instructions, borrowed, chain.from_iterable(answers))
+        judged = judged_of(params, name, conversations, borrowed, chain.from_iterable(answers))
         planted = controls.plant(judged, params.judging.control, params.seed)
         rows = grouped(judged, planted)
         with Ledger() as ledger, Client(f"models/pretrained/{name}", params, ledger) as client:

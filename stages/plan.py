@@ -9,9 +9,10 @@ will not ask them again.
 
 import argparse
 import json
+import math
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,17 @@ from anamnesis.cards import Card, load_card
 from anamnesis.client import Client
 from anamnesis.errors import MODEL_UNAVAILABLE, UserError, run
 from anamnesis.ledger import Answer, Ledger
-from anamnesis.params import Params, RateLimit, share
+from anamnesis.params import RUBRIC_TOKENS, Params, RateLimit, share
 from anamnesis.planning import Line, Range, Terms, forecast, total
 from anamnesis.responding import respond_call, response_row
 from anamnesis.server import identities, identity_of
 from anamnesis.spending import prompt_bound, spent
 from anamnesis.wire import Call, Outcome
-from stages import judge, probe, respond
+from stages import converse, judge, probe, respond
 
 STALE = "models.{}: changed since stage models made it; run `dvc repro models`"
 DRAW_FIRST = "data/borrowed.parquet: not what params.yaml borrows; run `dvc repro rehearse`"
 WHO = ("members", "judges", "samples")
-RUBRIC_TOKENS = 600  # of the judge's prompt around instruction and response, at most
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,44 @@ class Found:
     keys: Sequence[str]
     answers: Sequence[Answer | None]
     latencies: dict[str, float | None]
+
+
+class KnownModels(converse.Models):
+    """The models of stage converse as the ledger knows them: what it lacks is counted, and answered UNASKED."""
+
+    def __init__(self, params: Params, ledger: Ledger, card: Callable[[str], Card], look: Callable[..., Found]):
+        super().__init__(params, ledger)
+        self._card, self._look = card, look
+        self._found: dict[tuple[str, str], list[Found]] = {}
+
+    def client(self, name: str) -> Client:
+        return KnownClient(self._card(name), self._ask)
+
+    def _ask(self, name: str, calls: Sequence[Call], label: str) -> list[Outcome]:
+        kind = label.split(maxsplit=1)[0]
+        found = self._look(name, calls, f"converse: {kind} {name}")
+        self._found.setdefault((kind, name), []).append(found)
+        return [Outcome(answer, None if answer else converse.UNASKED) for answer in found.answers]
+
+    def found(self, kind: str, name: str) -> Found:
+        """All calls of a kind (respond, judge, turns) to a model."""
+        parts = self._found.get((kind, name), [])
+        return Found(
+            [call for part in parts for call in part.calls],
+            [key for part in parts for key in part.keys],
+            [answer for part in parts for answer in part.answers],
+            {key: latency for part in parts for key, latency in part.latencies.items()},
+        )
+
+
+class KnownClient(Client):
+    """A client that asks nobody."""
+
+    def __init__(self, card: Card, ask: Callable[[str, Sequence[Call], str], list[Outcome]]):
+        self.card, self._answers = card, ask
+
+    def ask(self, calls: Sequence[Call], label: str, essential: bool = True) -> list[Outcome]:
+        return self._answers(self.card.name, calls, label)
 
 
 class Planner:
@@ -100,7 +138,7 @@ class Planner:
             price=self.params.prices.get(model),
             limit=requests.limits.get(model) or RateLimit(),
             places=requests.concurrency * max(1, len(entry.base_urls)),
-            samples=entry.samples_per_request if stage == "respond" else 1,
+            samples=entry.samples_per_request if stage.endswith("respond") else 1,
         )
         self.lines.append(forecast(stage, model, answered, to_come, more, most_in, most_out, terms))
 
@@ -126,16 +164,60 @@ class Planner:
         self._add("probe", self.params.target, found, more, len(prefix.ids), wanted.max_tokens)
         return pa.Table.from_pylist([asdict(sample) for sample in samples], records.INSTRUCTIONS)
 
-    def respond(self, member: str, instructions: pa.Table) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Rows of the responses that the ledger gives, and the borrowed instruction of each call that it lacks."""
+    def converse(self, instructions: pa.Table) -> pa.Table:
+        """The conversations as far as the ledger gives them; the reason of those with turns to come is UNASKED."""
+        wanted = self.params.converse
+        models = KnownModels(self.params, self._ledger, self._card, self._look)
+        grown = converse.grow(self.params, instructions, models)
+        if wanted.share:
+            unprobed = max(0, self.params.probe.instructions - len(grown))
+            turns = math.ceil(unprobed * wanted.share) * (wanted.turns.max - 1)  # an estimate: each draws for itself
+            turns += sum(one.wanted - one.turns for one in grown if converse.is_open(one))
+            self._turns(models, turns)
+        return pa.Table.from_pylist([one.row() for one in grown], records.CONVERSATIONS)
+
+    def _turns(self, models: "KnownModels", turns: int) -> None:
+        """The lines of stage converse; `turns`: answers that are still to be chosen, at most."""
+        params, most = self.params, self.params.converse.max_tokens
+        sampling = {name: params.committee[name].sampling for name in params.members()}
+
+        def add(kind: str, name: str, calls: int, most_in: int, most_out: int) -> None:
+            found = models.found(kind, name)
+            lacking = len({key for key, answer in zip(found.keys, found.answers, strict=True) if not answer})
+            self._add(f"converse: {kind}", name, found, Range(0, max(0, calls - lacking)), most_in, most_out)
+
+        for name, one in sampling.items():
+            add("respond", name, turns * one.samples, most, one.max_tokens)
+        room = RUBRIC_TOKENS + most + max(one.max_tokens for one in sampling.values())
+        votes = turns * sum(one.samples for one in sampling.values())
+        for name in params.enabled_judges():
+            mode, local = params.judges[name].mode, self._card(name).kind == "local"
+            again = not (mode == "expected" and local)  # then a reply may be asked for once more, below the first
+            most_out = params.judges[name].max_tokens if mode == "justify" else judging.SCORE_TOKENS
+            add("judge", name, votes * (1 + again), room + most_out * again, most_out)
+        add("turns", params.target, turns, most, params.probe.max_tokens)
+
+    def _most_asked(self, system: str | None) -> int:
+        """Tokens that stand before an answer at most, under this system message or one that is drawn."""
+        drawn = self.params.converse
+        systems = [system, *(one.text for one in drawn.systems)]
+        turns = max(self.params.probe.max_tokens, drawn.max_tokens if drawn.share else 0)
+        return turns + max(prompt_bound({"messages": [{"content": text}]}) for text in systems)
+
+    def respond(self, member: str, conversations: pa.Table) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Rows of the responses that the ledger gives, and the borrowed instruction of each call that it lacks.
+
+        The last turns of open conversations are to come.
+        """
         sampling, goal = self.params.committee[member].sampling, self.params.probe.instructions
-        asked = respond.asked_of(self.params, member, instructions, self._borrowed)
-        probed = len(respond.asked_of(self.params, member, instructions, []))
+        ours = [one for one in respond.asked_of(self.params, member, conversations, []) if not converse.is_open(one[0])]
+        theirs = respond.asked_of(self.params, member, conversations.slice(0, 0), self._borrowed)
+        asked = [*ours, *theirs]
         calls = [respond_call(row, sampling, self.params.seed, index) for row, index in asked]
         found = self._look(member, calls, f"respond {member}")
         kept_back = 0 if member == self.params.target else share(goal, self.params.select.heldout)
-        more = max(0, (goal - kept_back) * sampling.samples - probed)
-        most_in = self.params.probe.max_tokens + prompt_bound({"messages": [{"content": sampling.system}]})
+        more = max(0, (goal - kept_back) * sampling.samples - len(ours))
+        most_in = self._most_asked(sampling.system)
         self._add("respond", member, found, Range(more, more), most_in, sampling.max_tokens)
         pairs = list(zip(asked, found.answers, strict=True))
         rows = [
@@ -143,12 +225,12 @@ class Planner:
             for (row, index), answer in pairs
             if answer
         ]
-        return rows, [row for (row, _), answer in pairs[probed:] if not answer]
+        return rows, [row for (row, _), answer in pairs[len(ours) :] if not answer]
 
-    def judge(self, name: str, instructions: pa.Table, responses: list[dict[str, Any]], to_come: Range) -> None:
+    def judge(self, name: str, conversations: pa.Table, responses: list[dict[str, Any]], to_come: Range) -> None:
         """The lines of one judge; `to_come`: responses that it will read besides those in the ledger."""
         params, judge_params = self.params, self.params.judges[name]
-        judged = judge.judged_of(params, name, instructions, self._borrowed, responses)
+        judged = judge.judged_of(params, name, conversations, self._borrowed, responses)
         planted = [
             row for row in controls.plant(judged, params.judging.control, params.seed) if row["text"] is not None
         ]
@@ -162,7 +244,7 @@ class Planner:
         justify = judge_params.mode == "justify"
         most_out = judge_params.max_tokens if justify else judging.SCORE_TOKENS
         longest = max(member.sampling.max_tokens for member in params.committee.values())
-        asked = max([params.probe.max_tokens, *(len(row["text"].encode()) for row in self._borrowed)])
+        asked = max([self._most_asked(None), *(len(row["text"].encode()) for row in self._borrowed)])
         most_in = prompt_bound(calls[0].request) if calls else RUBRIC_TOKENS + asked + longest
         self._add("judge", name, found, to_come, most_in, most_out)
         local = card.kind == "local"
@@ -181,12 +263,12 @@ class Planner:
 
     def run(self) -> None:
         """Fill `lines`."""
-        instructions = self.probe()
+        conversations = self.converse(self.probe())
         responses: list[dict[str, Any]] = []
         judges = self.params.enabled_judges()
         expected = dict.fromkeys(judges, Range(0, 0))
         for member in self.params.members():
-            rows, borrowed = self.respond(member, instructions)
+            rows, borrowed = self.respond(member, conversations)
             responses += rows
             to_ask = self.lines[-1].to_ask + Range(-len(borrowed), -len(borrowed))
             complete = sum(row["status"] == "ok" for row in rows) / len(rows) if rows else 0.0
@@ -196,7 +278,7 @@ class Planner:
                 expected[name] += Range(to_ask.low * complete * judged, to_ask.high * judged)
                 expected[name] += Range(theirs * complete, theirs)
         for name in judges:
-            self.judge(name, instructions, responses, expected[name])
+            self.judge(name, conversations, responses, expected[name])
 
 
 def borrowed_of(params: Params) -> list[dict[str, Any]]:

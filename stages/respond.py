@@ -1,7 +1,7 @@
 """Respond: one member of the committee answers every good instruction, several times; held-out ones only the target.
 
-In: data/instructions.parquet, data/borrowed.parquet (instructions of rehearsal sources, for the members of the variants
-that borrow them), models/pretrained/<member>. Out: data/responses/<member>.parquet.
+In: data/conversations.parquet, data/borrowed.parquet (instructions of rehearsal sources, for the members of the
+variants that borrow them), models/pretrained/<member>. Out: data/responses/<member>.parquet.
 Run: python -m stages.respond <member>
 """
 
@@ -48,8 +48,8 @@ def main() -> None:
     sampling = params.committee[member].sampling
     rows: list[dict[str, Any]] = []
     if params.models[member].enabled:
-        instructions = records.read_table("data/instructions.parquet", records.INSTRUCTIONS)
-        asked = asked_of(params, member, instructions, records.read("data/borrowed.parquet", records.BORROWED))
+        conversations = records.read_table("data/conversations.parquet", records.CONVERSATIONS)
+        asked = asked_of(params, member, conversations, records.read("data/borrowed.parquet", records.BORROWED))
         calls = [respond_call(row, sampling, params.seed, index) for row, index in asked]
         model_dir = f"models/pretrained/{member}"
         with Ledger() as ledger, Client(model_dir, params, ledger) as client:

@@ -1,6 +1,7 @@
 """Select: keep one response an instruction for each variant; hold some instructions out of all of them.
 
-In: data/instructions.parquet, data/borrowed.parquet, data/responses/<member>.parquet, data/judgments/<judge>.parquet.
+In: data/conversations.parquet, data/borrowed.parquet, data/responses/<member>.parquet,
+data/judgments/<judge>.parquet.
 Out: data/selected/<variant>.parquet, data/heldout.parquet, metrics/select.json.
 Run: python -m stages.select     (`python -m anamnesis.why` says how one instruction's pick came about)
 """
@@ -24,13 +25,13 @@ def select(params: Params, threads: int = 0) -> dict[str, int]:
     """Write the held-out instructions and every variant's picks; returns the metrics."""
     responses = _files("data/responses", params.members(), records.RESPONSES)
     judgments = _files("data/judgments", params.enabled_judges(), records.JUDGMENTS)
-    instructions = records.read_table("data/instructions.parquet", records.INSTRUCTIONS)
+    conversations = records.read_table("data/conversations.parquet", records.CONVERSATIONS)
     borrowed = records.read_table("data/borrowed.parquet", records.BORROWED)
     hold_out, rows = sql.statement("stages/sql/hold_out.sql"), sql.statement("stages/sql/heldout.sql")
-    pool = selection.pool_of(hold_out, instructions, params.select.heldout, params.seed, threads)
+    pool = selection.pool_of(hold_out, conversations, params.select.heldout, params.seed, threads)
     system = params.committee[params.target].sampling.system
     own = _files("data/responses", [params.target], records.RESPONSES)
-    heldout = selection.heldout_rows(rows, pool, own, params.target, system, threads)
+    heldout = selection.heldout_rows(rows, pool, own, params.target, system, threads, conversations)
     records.write("data/heldout.parquet", heldout, records.HELDOUT, ["instruction_id"])
 
     metrics: dict[str, int] = {"instructions": pool.num_rows, "heldout": heldout.num_rows}

@@ -8,9 +8,10 @@ from typing import Any
 import yaml
 from fault_server import FaultServer
 
+from anamnesis import conversing, records
 from anamnesis.client import Client
 from anamnesis.ledger import Ledger
-from anamnesis.params import Params
+from anamnesis.params import Converse, Params
 from anamnesis.wire import Call, Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,6 +34,13 @@ def card(folder: Path, server: FaultServer, **changes: Any) -> Path:
     entry = {"name": "fake", "kind": "endpoint", "identity": "endpoint:fake#fake", "base_url": server.base_url}
     (folder / "model.json").write_text(json.dumps(entry | {"model": "fake"} | changes), encoding="utf-8")
     return folder
+
+
+def write_conversations(folder: Path, instructions: Sequence[dict[str, Any]]) -> None:
+    """What stage converse makes of instructions by default: a single turn of each that is good."""
+    good = [row for row in instructions if row["status"] == "ok"]
+    rows = [conversing.begin(row, Converse(), "fake", 17).row() for row in good]
+    records.write(folder / "data/conversations.parquet", rows, records.CONVERSATIONS, ["instruction_id"])
 
 
 def made_call(number: int, index: int = 0) -> Call:

@@ -63,6 +63,7 @@ def project(tmp_path: Path) -> Callable[..., Path]:
             (folder / name).symlink_to(ROOT / name)
         (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
         records.write(folder / "data/borrowed.parquet", [], records.BORROWED, ["instruction_id"])  # stage rehearse's
+        records.write(folder / "data/conversations.parquet", [], records.CONVERSATIONS, ["instruction_id"])
         for key, source in models.items():
             shutil.copytree(source, folder / "models" / "pretrained" / key)
         return folder

@@ -142,7 +142,8 @@ def control_rows(
 ) -> list[dict[str, Any]]:
     """Planted responses, scored a little lower than genuine ones."""
     rows = []
-    for row in controls.plant([row | {"instruction": texts[row["instruction_id"]]} for row in judged], 0.5, 17):
+    asked = [row | {"instruction": texts[row["instruction_id"]], "context": []} for row in judged]
+    for row in controls.plant(asked, 0.5, 17):
         ok = row["status"] == "ok"
         score = round(min(5.0, max(1.0, rng.gauss(level - 0.2, 0.4))), 6) if ok else None
         given = {"judge": judge, "score": score, "parse": "logprobs" if ok else None, "tokens": 1 if ok else 0}

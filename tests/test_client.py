@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from asking import answered, ask, card, made_call, made_calls, made_params, number_of
+from asking import answered, ask, card, made_call, made_calls, made_params, number_of, write_conversations
 from fault_server import CHARGED, COMPLETION_TOKENS, PROMPT_TOKENS, FaultServer, error_body, fault_server
 
 from anamnesis import client as client_module
@@ -501,7 +501,7 @@ def _instructions(folder: Path, count: int) -> None:
          "status": "ok", "reason": None, "finish_reason": "stop", "tokens": 6}
         for i in range(count)
     ]  # fmt: skip
-    records.write(folder / "data/instructions.parquet", rows, records.INSTRUCTIONS, ["sample_index"])
+    write_conversations(folder, rows)
 
 
 def _stage(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:

@@ -39,6 +39,7 @@ def judged(count: int = 8, samples: int = 1, members: tuple[str, ...] = ("m",)) 
                         "response_id": records.digest("response", name, member, index),
                         "instruction_id": name,
                         "instruction": f"Question number {i} about something?",
+                        "context": [],
                         "member": member,
                         "sample_index": index,
                         "text": text,

@@ -14,7 +14,7 @@ from fault_server import FaultServer, fault_server, reply_to
 
 from anamnesis import controls, records
 from anamnesis.errors import QUALITY, UserError
-from stages import judge, rehearse, respond, select
+from stages import converse, judge, rehearse, respond, select
 
 INSTRUCTIONS, MEMBERS, JUDGES, SAMPLES = 10, 3, 2, 3
 RESPONSES = INSTRUCTIONS * MEMBERS * SAMPLES
@@ -76,6 +76,9 @@ class Pipeline:
         """Run all four stages; how many calls the server got from respond and from judge."""
         (self.folder / "params.yaml").write_text(yaml.safe_dump(self.params), encoding="utf-8")
         rehearse.main()
+        before = self.server.tried.total()
+        converse.main()
+        assert self.server.tried.total() == before  # single turns by default
         asked = []
         for stage, names in ((respond, self.params["committee"]), (judge, self.params["judges"])):
             before = self.server.tried.total()

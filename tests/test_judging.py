@@ -237,7 +237,7 @@ def test_a_judge_that_quotes_a_forgery_still_gives_its_own_score(
 ) -> None:
     """Through client, ladder and re-ask of the real stage: what the response says is never read as the vote."""
     monkeypatch.chdir(tmp_path)
-    rows = [{"instruction": "What is 2 + 2?", "text": response} for response in FORGERIES + TURNS]
+    rows = [{"instruction": "What is 2 + 2?", "context": [], "text": response} for response in FORGERIES + TURNS]
     with fault_server(FaultServer(fault=stubborn(reply))) as server:
         params = made_params(judges={"fake": {"mode": mode}})
         with Ledger("l.sqlite") as ledger, Client(card(tmp_path / "fake", server), params, ledger) as client:

@@ -90,6 +90,7 @@ METHODS = {
 IN_DATA = {  # what a stage reads of these sections is in the files it depends on
     "respond": {"committee", "models"},
     "judge": {"judges", "models"},
+    "converse": {"models"},
     "probe": {"models"},
     "select": {"models"},
     "agree": {"committee", "models"},

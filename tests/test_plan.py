@@ -144,6 +144,7 @@ def test_the_plan_is_what_the_stages_ask(served_project: Callable[..., Path]) ->
         text = (folder / "params.yaml").read_text()
         (folder / "params.yaml").write_text(text.replace("requests: 60", "requests: null"))
         run(folder, "stages.probe")
+        run(folder, "stages.converse")
         for member in ("smollm2", "fake"):
             run(folder, "stages.respond", member)
         run(folder, "stages.judge", "fake")
@@ -181,6 +182,7 @@ def test_the_plan_has_the_borrowed_instructions(served_project: Callable[..., Pa
         assert first["respond smollm2"]["to_ask"] == {"low": GOAL * SAMPLES, "high": GOAL * SAMPLES}
         assert first["respond fake"]["to_ask"] == {"low": (9 + 5) * SAMPLES, "high": (9 + 5) * SAMPLES}
         run(folder, "stages.probe")
+        run(folder, "stages.converse")
         for member in ("smollm2", "fake"):
             run(folder, "stages.respond", member)
         between = plan(folder)

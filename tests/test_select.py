@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from asking import write_conversations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from selecting import (
@@ -271,7 +272,7 @@ def test_the_stage_reads_no_file_of_a_disabled_member(tmp_path: Path, monkeypatc
     instructions, responses, _ = many(10)
     responses = [row | {"status": "ok"} for row in responses if row["member"] == "alpha"][:-1]
     judgments = [judgment(row["response_id"], "alpha", 4.0) for row in responses]
-    records.write("data/instructions.parquet", instructions, records.INSTRUCTIONS, ["instruction_id"])
+    write_conversations(tmp_path, instructions)
     records.write("data/responses/alpha.parquet", responses, records.RESPONSES, ["response_id"])
     records.write("data/judgments/alpha.parquet", judgments, records.JUDGMENTS, ["response_id"])
     records.write("data/borrowed.parquet", [], records.BORROWED, ["instruction_id"])

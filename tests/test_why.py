@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from asking import write_conversations
 from selecting import ROOT, Tables, instruction, judgment, response
 
 from anamnesis import params as settings
@@ -52,7 +53,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "stages").symlink_to(ROOT / "stages")
     monkeypatch.chdir(tmp_path)
     instructions, responses, judgments = TABLES
-    records.write("data/instructions.parquet", instructions, records.INSTRUCTIONS, ["instruction_id"])
+    write_conversations(tmp_path, instructions)
     for name in ("alpha", "beta"):
         rows = [row for row in responses if row["member"] == name]
         records.write(f"data/responses/{name}.parquet", rows, records.RESPONSES, ["response_id"])
