@@ -105,9 +105,9 @@ def from_run(params: Params, count: int) -> list[dict[str, Any]]:
         for member in params.members()
         for row in records.read(ROOT / f"data/responses/{member}.parquet", records.RESPONSES)
     ]
-    instructions = records.read_table(ROOT / "data/instructions.parquet", records.INSTRUCTIONS)
+    conversations = records.read_table(ROOT / "data/conversations.parquet", records.CONVERSATIONS)
     one: dict[str, dict[str, Any]] = {}
-    for row in judge.judged_of(params, instructions, rows):
+    for row in judge.judged_of(params, "", conversations, [], rows):
         best = one.setdefault(row["instruction_id"], row)
         if (row["sample_index"], row["response_id"]) < (best["sample_index"], best["response_id"]):
             one[row["instruction_id"]] = row
@@ -118,6 +118,7 @@ def pair(instruction_id: str, instruction: str, response_id: str, text: str) -> 
     return {
         "instruction_id": instruction_id,
         "instruction": instruction,
+        "context": [],
         "response_id": response_id,
         "text": text,
         "sample_index": 0,

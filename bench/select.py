@@ -74,8 +74,13 @@ def make(folder: Path, count: int) -> None:
         records.write(folder / f"data/{path}.parquet", pa.table(full | columns).select(schema.names), schema, [key])
 
     asked = [records.digest("instruction", place) for place in range(count)]
-    columns = {"instruction_id": asked, "sample_index": range(count), "text": prose.texts(count, 120)}
-    write("instructions", records.INSTRUCTIONS, "instruction_id", columns)
+    write(
+        "conversations",
+        records.CONVERSATIONS,
+        "instruction_id",
+        {"instruction_id": asked, "text": prose.texts(count, 120)},
+    )
+    records.write(folder / "data/borrowed.parquet", [], records.BORROWED, ["instruction_id"])
     everything: list[str] = []
     for member in MEMBERS:
         ids = [records.digest("response", name, member, index) for name in asked for index in range(3)]

@@ -34,7 +34,7 @@ def read(folder: Path, names: list[str], columns: list[str]) -> pd.DataFrame:
 
 
 def select(data: Path) -> pd.DataFrame:
-    pool = pd.read_parquet(data / "instructions.parquet", columns=["instruction_id", "text", "status"])
+    pool = pd.read_parquet(data / "conversations.parquet", columns=["instruction_id", "text", "status"])
     pool = pool[pool["status"] == "ok"].drop(columns="status").rename(columns={"text": "instruction"})
     columns = ["response_id", "instruction_id", "member", "sample_index", "status"]
     answers = read(data / "responses", MEMBERS, columns)

@@ -33,7 +33,7 @@ def scan(folder: Path, names: list[str]) -> pl.LazyFrame:
 
 
 def select(data: Path) -> pl.DataFrame:
-    pool = pl.scan_parquet(data / "instructions.parquet").filter(pl.col("status") == "ok")
+    pool = pl.scan_parquet(data / "conversations.parquet").filter(pl.col("status") == "ok")
     responses, judgments = scan(data / "responses", MEMBERS), scan(data / "judgments", JUDGES)
     given = judgments.filter(pl.col("score").is_not_null()).select("response_id", "judge", "score")
     means = given.group_by("response_id").agg(mean=pl.col("score").mean().round(6), count=pl.len())
