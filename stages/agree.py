@@ -1,6 +1,6 @@
 """Agree: what the judges' scores are worth – their agreement, their preferences, their weight in the picks.
 
-In: data/conversations.parquet, data/responses/<member>.parquet, data/judgments/<judge>.parquet,
+In: data/conversations.parquet, data/borrowed.parquet, data/responses/<member>.parquet, data/judgments/<judge>.parquet,
 data/controls/<judge>.parquet.
 Out: data/agreement.parquet, one row a figure, and the same numbers in metrics/judging.json.
 Run: python -m stages.agree
@@ -101,7 +101,11 @@ def main() -> None:
     responses = _all("data/responses", members, records.RESPONSES)
     judgments = _all("data/judgments", judges, records.JUDGMENTS)
     planted = _all("data/controls", judges, records.CONTROLS)
-    instructions = records.read_table("data/conversations.parquet", records.CONVERSATIONS)
+    asked = (
+        records.read_table("data/conversations.parquet", records.CONVERSATIONS),
+        records.read_table("data/borrowed.parquet", records.BORROWED),
+    )
+    instructions = pa.concat_tables(table.select(["instruction_id", "text"]) for table in asked)
     bootstrap = Bootstrap(params.report.bootstrap, params.seed)
     rows = agree(
         responses,

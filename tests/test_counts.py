@@ -14,7 +14,7 @@ from fault_server import FaultServer, fault_server, reply_to
 
 from anamnesis import controls, records
 from anamnesis.errors import QUALITY, UserError
-from stages import converse, judge, rehearse, respond, select
+from stages import agree, converse, judge, rehearse, respond, select
 
 INSTRUCTIONS, MEMBERS, JUDGES, SAMPLES = 10, 3, 2, 3
 RESPONSES = INSTRUCTIONS * MEMBERS * SAMPLES
@@ -290,3 +290,20 @@ def test_borrowed_instructions(pipeline: Pipeline) -> None:
     everything = votes_of(pipeline)  # now both judges read all
     assert votes == len(everything - before) - known
     assert {name for name, *_ in everything - before} == {"m1", "m2"}
+
+
+def test_pairs_planted_beside_borrowed_instructions_are_part_of_the_agreement(pipeline: Pipeline) -> None:
+    pipeline.params["judging"]["control"] = 1.0
+    pipeline.params["report"]["bootstrap"] = 100
+    pipeline.borrow(6, ["m1", "m2"], ["m2"], samples=2)
+    pipeline.run()
+    borrowed = {row["instruction_id"] for row in records.read("data/borrowed.parquet", records.BORROWED)}
+    planted = records.read("data/controls/m2.parquet", records.CONTROLS)
+    scores = {row["response_id"]: row["score"] for row in records.read("data/judgments/m2.parquet", records.JUDGMENTS)}
+    evasive = [row for row in planted if row["kind"] == "evasive"]
+    both = [row for row in evasive if row["score"] is not None and scores[row["response_id"]] is not None]
+    assert borrowed & {row["instruction_id"] for row in both}
+    agree.main()
+    figures = records.read("data/agreement.parquet", records.AGREEMENT)
+    (auc,) = [row for row in figures if (row["subject"], row["other"], row["figure"]) == ("m2", "evasive", "auc")]
+    assert auc["n"] == len(both)
