@@ -460,6 +460,36 @@ def test_with_share_0_nothing_is_asked_and_every_request_is_as_before(
     assert call == judging.justify_call(plain, Judge(mode="justify"), params.seed, constrained=False)
 
 
+def test_an_answer_below_the_thresholds_of_select_ends_a_conversation(served_folder: Callable[..., Path]) -> None:
+    with fault_server(FaultServer()) as server:
+        folder = served_folder(server, share=1.0, select={"heldout": 0.25, "min_votes": 2, "min_score": 0.0})
+        converse.main()
+        grown = {row["instruction_id"]: row for row in grown_rows()}
+        values = [turn["value"] for row in grown.values() for turn in row["written"] if turn["value"] is not None]
+        least = sorted(values)[len(values) // 2]
+        text = (folder / "params.yaml").read_text()
+        (folder / "params.yaml").write_text(text.replace("min_score: 0.0", f"min_score: {least}"))
+        assert settings.load().select.min_score == least
+        converse.main()
+    rows = grown_rows()
+    assert {row["reason"] for row in rows} == {None, "below minimum score"}
+    for row in rows:
+        assert all(turn["value"] is None or turn["value"] >= least for turn in row["written"])
+        if row["reason"]:  # as far as it came it is what it was
+            assert row["written"] == grown[row["instruction_id"]]["written"][: len(row["written"])]
+
+
+def test_without_judges_a_seeded_hash_picks(served_folder: Callable[..., Path]) -> None:
+    with fault_server(FaultServer()) as server:
+        served_folder(server, share=1.0, judges={})
+        converse.main()
+        rows = grown_rows()
+    answers = [turn for row in rows for turn in row["written"] if turn["role"] == "assistant"]
+    assert all(row["turns"] == row["wanted"] for row in rows)
+    assert {turn["writer"] for turn in answers} == {"smollm2", "fake"}
+    assert all(turn["value"] is None and turn["votes"] == [] for turn in answers)
+
+
 def test_another_instruction_changes_no_conversation(served_folder: Callable[..., Path]) -> None:
     with fault_server(FaultServer()) as server:
         served_folder(server, select={"heldout": 0.0, "min_votes": 2})
@@ -553,8 +583,9 @@ def test_kill_9_costs_no_more_than_what_was_in_flight(served_folder: Callable[..
     assert Path("data/conversations.parquet").read_bytes() == killed
 
 
+@pytest.mark.parametrize("mode", ["justify", "score"])
 def test_the_plan_counts_what_the_stage_then_asks(
-    served_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    mode: str, served_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def planned() -> dict[str, Line]:
         with Ledger() as ledger:
@@ -566,8 +597,8 @@ def test_the_plan_counts_what_the_stage_then_asks(
         return records.read_table("data/instructions.parquet", records.INSTRUCTIONS)
 
     monkeypatch.setattr(plan.Planner, "probe", probed)
-    with fault_server(FaultServer()) as server:
-        served_folder(server)
+    with fault_server(FaultServer(cut=0.2)) as server:  # a judge's cut reply is asked for again
+        served_folder(server, judges={"fake": {"mode": mode}, "smollm2": {"mode": "expected"}})
         first = planned()
         assert not server.tried
         converse.main()
