@@ -239,6 +239,7 @@ class Planner:
         found = self._look(name, calls, f"judge {name}")
         if to_come.high:  # then more instructions may be judged, and so many pairs planted at most
             goal = params.probe.instructions - share(params.probe.instructions, params.select.heldout)
+            goal += sum(name in row["judges"] for row in self._borrowed)
             most = share(goal, params.judging.control) * len(controls.KINDS)
             to_come += Range(0, max(0, most - len(planted)))
         justify = judge_params.mode == "justify"

@@ -169,6 +169,7 @@ def test_the_plan_has_the_borrowed_instructions(served_project: Callable[..., Pa
         lines = [json.dumps({"instruction": f"Borrowed {i}?", "response": "unused"}) for i in range(20)]
         (folder / "mine.jsonl").write_text("\n".join(lines))
         params["rehearsal"] |= {"instructions": 5, "sources": {"mine": {"source": "path:mine.jsonl"}}}
+        params["judging"]["control"] = 0.0  # planted pairs are counted above
         params["variants"]["borrowing"] = {
             "rehearsal": "reconstructed", "instructions": "mine", "members": ["fake"], "judges": ["fake"],
         }  # fmt: skip

@@ -59,6 +59,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         records.write(f"data/responses/{name}.parquet", rows, records.RESPONSES, ["response_id"])
         votes = [row for row in judgments if row["judge"] == name]
         records.write(f"data/judgments/{name}.parquet", votes, records.JUDGMENTS, ["response_id"])
+    records.write("data/borrowed.parquet", [], records.BORROWED, ["source", "instruction_id"])
     select.main()
     return tmp_path
 
