@@ -1,11 +1,11 @@
 """Our way of asking a real vLLM server beside vLLM's own offline engine, and judging in order beside judging at random.
 
-Run: python -m bench.generate [--json]     (some 10 minutes on two cores that do nothing else)
+Run: python -m bench.generate [--json]     (half an hour on two cores that do nothing else)
 
 Both serve SmolLM2-135M-Instruct with the same engine arguments and environment, and both are up and warm before any
-clock starts. Ours: requests of stage respond through Client and a fresh ledger, at the concurrency of params.yaml and
-at one that leaves the batching to the engine; theirs: `LLM.generate` on the same prompts, as token ids, with the same
-sampling settings and seeds. Every answer has the same length (ignore_eos). They take turns; medians are compared.
+clock starts. Ours: requests of stage respond through Client and a fresh ledger, at the concurrency of params.yaml,
+which leaves the batching to the engine, and at FEW; theirs: `LLM.generate` on the same prompts, as token ids, with the
+same sampling settings and seeds. Every answer has the same length (ignore_eos). They take turns; medians are compared.
 
 Judging: one-token requests of stage judge over nine responses to each instruction, those to one instruction together
 or all shuffled, on a server whose cache of prefixes holds a small part of them, as it is with many instructions. vLLM's
@@ -48,7 +48,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODEL = "smollm2"
 KEY_ENV = "ANAMNESIS_BENCH_KEY"
 PROMPTS, MAX_TOKENS, TURNS = 128, 64, 3
-WHOLE_BATCH = 128  # requests at once that leave the batching to the engine
+FEW = 32  # requests at once, fewer than the engine would batch by itself
 INSTRUCTIONS, RESPONSES, JUDGE_TURNS = 24, 9, 2
 JUDGES_AT_ONCE = 8
 CACHE_TOKENS = 8192  # of the judging server: what its requests at once need, and little more
@@ -201,12 +201,12 @@ def compare_generation(folder: Path, params: Params) -> tuple[dict[str, list[flo
 
         first = generate()  # not counted: a first run of each warms up
         wanted = (first["tokens"][0], len(calls) * MAX_TOKENS)
-        ask(where, params, calls, WHOLE_BATCH)
+        ask(where, params, calls, default)
         for _ in range(TURNS):
             found = generate()
             note("offline", (found["tokens"][0], found["tokens"][1]), found["seconds"])
-            ours(default)
-            outcomes = ours(WHOLE_BATCH)
+            ours(FEW)
+            outcomes = ours(default)
     return rates, [outcome.answer.text or "" for outcome in outcomes if outcome.answer]
 
 
@@ -280,8 +280,8 @@ def main() -> None:
     )
     finish(
         {
-            "ratio_offline": middle[f"ours at {WHOLE_BATCH}"] / middle["offline"],
-            "ratio_offline_default": middle[f"ours at {params.requests.concurrency}"] / middle["offline"],
+            "ratio_offline": middle[f"ours at {params.requests.concurrency}"] / middle["offline"],
+            "ratio_offline_few": middle[f"ours at {FEW}"] / middle["offline"],
             "tokens_per_s": {way: round(rate) for way, rate in middle.items()},
             "ratio_grouped": speed["long, grouped"] / speed["long, shuffled"],
             "ratio_grouped_short": speed["short, grouped"] / speed["short, shuffled"],
