@@ -77,6 +77,7 @@ def make(folder: Path, count: int) -> None:
     asked = [records.digest("instruction", place) for place in range(count)]
     columns = {"instruction_id": asked, "sample_index": range(count), "text": prose.texts(count, 120)}
     write("instructions", records.INSTRUCTIONS, "instruction_id", columns)
+    records.write(folder / "data/borrowed.parquet", [], records.BORROWED, ["instruction_id"])
     everything: list[str] = []
     for member in MEMBERS:
         ids = [records.digest("response", name, member, index) for name in asked for index in range(3)]

@@ -1,6 +1,6 @@
 -- One variant: the best candidate of every good instruction, or the reason why there is none.
 -- Candidates within $tie of the best key are tied, and the lowest seeded hash wins; the runner-up is what would win if
--- the winner were not there. No ORDER BY: with the texts it would cost twice their memory, and records.write sorts.
+-- the winner were not there. No ORDER BY: records.write sorts.
 WITH
 eligible AS NOT MATERIALIZED (
     SELECT * FROM candidates WHERE counted >= needed
