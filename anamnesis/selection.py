@@ -89,7 +89,7 @@ def select_variant(
     seed: int,
     threads: int = 0,
 ) -> pa.Table:
-    """One row of `records.SELECTED` for each instruction of the pool: the pick, or the reason why there is none.
+    """One row of `records.SELECTED` for each instruction of the pool, in no order: the pick, or why there is none.
 
     `candidates` is `candidates_query` of the same rule. The highest value wins; all within `rule.tie` of it are tied
     and a seeded hash of their ids decides.

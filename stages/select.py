@@ -6,6 +6,7 @@ Out: data/selected/<variant>.parquet, data/heldout.parquet, metrics/select.json.
 Run: python -m stages.select     (`python -m anamnesis.why` says how one instruction's pick came about)
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,15 +17,13 @@ from anamnesis.errors import run
 from anamnesis.params import Params
 
 
-def _files(folder: str, keys: list[str], schema: pa.Schema) -> sql.Files:
+def _files(folder: str, keys: Sequence[str], schema: pa.Schema) -> sql.Files:
     """The files of these keys as one table; files of members that are no longer there are left alone."""
     return sql.Files([records.check(f"{folder}/{key}.parquet", schema) for key in keys], schema)
 
 
 def select(params: Params, threads: int = 0) -> dict[str, int]:
     """Write the held-out instructions and every variant's picks; returns the metrics."""
-    responses = _files("data/responses", params.members(), records.RESPONSES)
-    judgments = _files("data/judgments", params.enabled_judges(), records.JUDGMENTS)
     conversations = records.read_table("data/conversations.parquet", records.CONVERSATIONS)
     borrowed = records.read_table("data/borrowed.parquet", records.BORROWED)
     hold_out, rows = sql.statement("stages/sql/hold_out.sql"), sql.statement("stages/sql/heldout.sql")
@@ -41,6 +40,8 @@ def select(params: Params, threads: int = 0) -> dict[str, int]:
         if variant.rehearsal != "reconstructed":
             continue
         rule = selection.rule_of(params, name)
+        responses = _files("data/responses", rule.members, records.RESPONSES)
+        judgments = _files("data/judgments", rule.judges, records.JUDGMENTS)
         query = selection.candidates_query(candidates, rule)
         asked = selection.borrowed_pool(borrowed, variant.borrowed) if variant.borrowed else pool
         selected = selection.select_variant(best, query, asked, responses, judgments, rule, params.seed, threads)

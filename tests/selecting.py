@@ -46,7 +46,8 @@ def selected(tables: Tables, rule: selection.Rule, heldout: float = 0.0, seed: i
     instructions, responses, judgments = (pa.Table.from_pylist(*pair) for pair in zip(tables, schemas, strict=True))
     pool = selection.pool_of(HOLD_OUT, instructions, heldout, seed, threads)
     query = selection.candidates_query(CANDIDATES, rule)
-    return selection.select_variant(SELECT, query, pool, responses, judgments, rule, seed, threads)
+    found = selection.select_variant(SELECT, query, pool, responses, judgments, rule, seed, threads)
+    return found.sort_by("instruction_id")
 
 
 def hashed(*parts: object) -> str:

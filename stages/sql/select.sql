@@ -1,6 +1,6 @@
 -- One variant: the best candidate of every good instruction, or the reason why there is none.
 -- Candidates within $tie of the best key are tied, and the lowest seeded hash wins; the runner-up is what would win if
--- the winner were not there.
+-- the winner were not there. No ORDER BY: records.write sorts.
 WITH
 eligible AS NOT MATERIALIZED (
     SELECT * FROM candidates WHERE counted >= needed
@@ -61,11 +61,14 @@ judged AS (
     LEFT JOIN best ON best.instruction_id = pool.instruction_id AND NOT pool.held_out
     LEFT JOIN second ON second.instruction_id = pool.instruction_id AND NOT pool.held_out
 ),
-kept AS (
-    SELECT instruction_id, best.id AS response_id, best, second, tied FROM judged WHERE reason IS NULL
-),
-texts AS (
-    SELECT response_id, text FROM responses WHERE response_id IN (SELECT response_id FROM kept)
+picks AS (
+    SELECT
+        * EXCLUDE (best, second, tied),
+        best.value AS value,
+        CASE WHEN reason IS NULL THEN best END AS best,
+        CASE WHEN reason IS NULL THEN second END AS second,
+        CASE WHEN reason IS NULL THEN tied END AS tied
+    FROM judged
 ),
 votes AS (
     SELECT response_id, list_sort(list({'judge': judge, 'score': score})) AS votes
@@ -73,28 +76,30 @@ votes AS (
     WHERE
         score IS NOT NULL
         AND list_contains($judges::VARCHAR[], judge)
-        AND response_id IN (SELECT response_id FROM kept)
+        AND response_id IN (SELECT best.id FROM picks)
     GROUP BY response_id
+),
+told AS (
+    SELECT picks.*, CASE WHEN best IS NOT NULL THEN coalesce(votes.votes, []) END AS votes
+    FROM picks
+    LEFT JOIN votes ON votes.response_id = best.id
 )
 SELECT
-    judged.instruction_id,
-    judged.instruction,
-    kept.response_id,
-    kept.best.member AS member,
-    texts.text AS response,
-    judged.best.value AS value,
-    kept.best.mean AS mean,
-    CASE WHEN kept.response_id IS NOT NULL THEN coalesce(votes.votes, []) END AS votes,
-    kept.second.id AS runner_up_id,
-    kept.second.value AS runner_up_value,
-    kept.second.mean AS runner_up_mean,
-    judged.margin,
-    kept.tied,
-    judged.candidates,
-    CASE WHEN judged.reason IS NULL THEN 'ok' ELSE 'filtered' END AS status,
-    judged.reason
-FROM judged
-LEFT JOIN kept USING (instruction_id)
-LEFT JOIN texts USING (response_id)
-LEFT JOIN votes USING (response_id)
-ORDER BY judged.instruction_id
+    told.instruction_id,
+    told.instruction,
+    best.id AS response_id,
+    best.member AS member,
+    responses.text AS response,
+    told.value,
+    best.mean AS mean,
+    told.votes,
+    second.id AS runner_up_id,
+    second.value AS runner_up_value,
+    second.mean AS runner_up_mean,
+    told.margin,
+    told.tied,
+    told.candidates,
+    CASE WHEN told.reason IS NULL THEN 'ok' ELSE 'filtered' END AS status,
+    told.reason
+FROM responses
+RIGHT JOIN told ON told.best.id = responses.response_id -- this way round the texts of all others only pass by
