@@ -249,7 +249,8 @@ def sentence(row: Mapping[str, Any]) -> str:
     """What a row of `auc_rows` says, in words."""
     judge, name, n = row["judge"], KINDS[row["kind"]][1], row["n"]
     if n < MIN_PAIRS or row["low"] is None:
-        return f"{n} pairs can't say whether judge {judge} tells a genuine answer from {name}; {MIN_PAIRS} are needed."
+        pairs = "1 pair" if n == 1 else f"{n} pairs"
+        return f"{pairs} can't say whether judge {judge} tells a genuine answer from {name}; {MIN_PAIRS} are needed."
     figures = f"AUC {row['auc']:.2f} [{row['low']:.2f}, {row['high']:.2f}], n = {n}"
     if not row["tells"]:
         prefers = "; it prefers the planted one" if row["high"] < 0.5 else ""
