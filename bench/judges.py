@@ -141,9 +141,17 @@ def warm(client: Client, call: Call) -> None:
     httpx.post(f"{root}/reset_prefix_cache", trust_env=False).raise_for_status()
 
 
-def measure(cells: Sequence[Cell], params: Params, rows: Sequence[dict[str, Any]]) -> dict[Cell, list[dict[str, Any]]]:
-    """The rows with their vote (`vote`, `tokens`), by cell; times go to times.jsonl."""
-    told: dict[Cell, list[dict[str, Any]]] = {}
+@dataclass(frozen=True)
+class Told:
+    """What a cell was told: the rows with their vote (`vote`, `tokens`), and judgments a second where any was timed."""
+
+    rows: list[dict[str, Any]]
+    rate: float | None
+
+
+def measure(cells: Sequence[Cell], params: Params, rows: Sequence[dict[str, Any]]) -> dict[Cell, Told]:
+    """Ask all cells of one judge; times go to times.jsonl."""
+    told: dict[Cell, Told] = {}
     name = cells[0].judge
     with Ledger(HERE / "ledger.sqlite") as ledger, Client(f"models/pretrained/{name}", params, ledger) as client:
         identity = identity_of(client.card, params.serve)
@@ -151,7 +159,8 @@ def measure(cells: Sequence[Cell], params: Params, rows: Sequence[dict[str, Any]
             one = params.judges[name].model_copy(update={"mode": cell.mode})
             ours = params.model_copy(update={"judges": {name: one}})
             path = prompt_file(cell.prompt, cell.order)
-            told[cell] = []
+            asked = records.digest(cell, identity, path.read_text(encoding="utf-8"), [row["text"] for row in rows])
+            answered: list[dict[str, Any]] = []
             for block in blocks(rows):
                 calls = judge.calls_of(ours, client.card, block, path)
                 new = len({call.key(identity) for call in calls}) - len(ledger.known([c.key(identity) for c in calls]))
@@ -161,21 +170,22 @@ def measure(cells: Sequence[Cell], params: Params, rows: Sequence[dict[str, Any]
                 votes = judge.ask(client, one, calls)
                 seconds = time.perf_counter() - start
                 if new:
-                    line = {"cell": str(cell), "calls": new, "seconds": round(seconds, 3)}
+                    line = {"cell": str(cell), "asked": asked, "calls": new, "seconds": round(seconds, 3)}
                     with (HERE / "times.jsonl").open("a", encoding="utf-8") as times:
                         times.write(json.dumps(line) + "\n")
                     print(f"{cell}: {new / seconds:.2f} judgments/s", file=sys.stderr, flush=True)
-                told[cell] += [
+                answered += [
                     row | {"vote": vote, "tokens": tokens} for row, (vote, tokens) in zip(block, votes, strict=True)
                 ]
+            told[cell] = Told(answered, rate(asked))
     return told
 
 
-def rate(cell: Cell) -> float | None:
-    """Judgments a second over all that was asked for a cell; None where nothing was timed."""
+def rate(asked: str) -> float | None:
+    """Judgments a second over all blocks of this very model, prompt and rows; None where nothing was timed."""
     path = HERE / "times.jsonl"
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    ours = [line for line in lines if line["cell"] == str(cell)]
+    ours = [line for line in lines if line["asked"] == asked]
     return round(sum(line["calls"] for line in ours) / sum(line["seconds"] for line in ours), 3) if ours else None
 
 
@@ -195,27 +205,43 @@ def judged_rows(cell: Cell, told: Sequence[dict[str, Any]], seed: int) -> list[d
     )
 
 
-def summary(cell: Cell, told: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """What a cell has shown: speed, parse rate, rungs, and a row of `auc_rows` a kind."""
-    votes = [row["vote"] for row in told]
+def worth(mean_auc: float, per_s: float) -> float:
+    """What a way to judge tells in a second: (2 AUC - 1)^2 a judgment, 0 where it prefers the faults.
+
+    2 AUC - 1 is Somers' D. Where it is small it is proportional to d' (AUC = Phi(d' / sqrt 2)), and d'^2 adds up over
+    independent judgments (Green & Swets 1966): twice the squared D is worth two judgments.
+    """
+    return max(0.0, 2 * mean_auc - 1) ** 2 * per_s
+
+
+def summary(cell: Cell, told: Told, seed: int) -> dict[str, Any]:
+    """What a cell has shown: speed, parse rate, rungs, mean AUC and worth, and a row of `auc_rows` a kind."""
+    votes = [row["vote"] for row in told.rows]
+    kinds = {row["kind"]: row for row in judged_rows(cell, told.rows, seed)}
+    aucs = [row["auc"] for row in kinds.values() if row["auc"] is not None]
+    mean = sum(aucs) / len(aucs) if aucs else None
     return {
         "judge": cell.judge,
         "mode": cell.mode,
         "prompt": cell.prompt,
         "last": cell.order,
         "judgments": len(votes),
-        "judgments_per_s": rate(cell),
+        "judgments_per_s": told.rate,
+        "mean_auc": mean,
+        "worth_per_s": None if mean is None or told.rate is None else worth(mean, told.rate),
         "parse_rate": sum(vote.score is not None for vote in votes) / len(votes),
         "rungs": dict(Counter(vote.parse for vote in votes)),
-        "kinds": {row["kind"]: row for row in judged_rows(cell, told, seed)},
+        "kinds": kinds,
     }
 
 
 def show(found: Sequence[dict[str, Any]], n: int) -> None:
     """Tables: speed and parse rate of every cell, its AUCs, and what length and overlap alone would have told."""
     ways = [[one[key] for key in ("judge", "mode", "prompt", "last")] for one in found]
-    rates = [[*way, one["judgments_per_s"], one["parse_rate"]] for way, one in zip(ways, found, strict=True)]
-    tell(f"{n} genuine answers", ["judge", "mode", "prompt", "last", "judgments/s", "scores read"], rates)
+    names = ["judgments_per_s", "parse_rate", "mean_auc", "worth_per_s"]
+    rates = [[*way, *(one[name] for name in names)] for way, one in zip(ways, found, strict=True)]
+    heads = ["judge", "mode", "prompt", "last", "judgments/s", "scores read", "mean AUC", "worth/s"]
+    tell(f"{n} genuine answers", heads, rates)
     kinds = [kind for kind in controls.KINDS if any(kind in one["kinds"] for one in found)]
     for name in dict.fromkeys(one["judge"] for one in found):
         lines = []
