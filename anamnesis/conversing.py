@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from anamnesis.params import Converse, Probe, SystemMessage
 from anamnesis.probing import fault_of, normal_form, probe_call
 from anamnesis.records import digest, seed_of
+from anamnesis.sections import Converse, Probe, SystemMessage
 from anamnesis.template import TEMPLATE_PIECES, PreQuery
 from anamnesis.wire import Call, Outcome
 

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from anamnesis.ledger import Answer
-from anamnesis.params import Price, RateLimit
+from anamnesis.sections import Price, RateLimit
 from anamnesis.spending import MILLION, prompt_bound
 from anamnesis.wire import Call
 

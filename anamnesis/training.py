@@ -22,10 +22,10 @@ from anamnesis import chat, export, packing, trainset
 from anamnesis.checkpoints import Checkpoints
 from anamnesis.errors import QUALITY, UserError
 from anamnesis.hardware import multiplies_bf16
-from anamnesis.params import Train
 from anamnesis.progress import Progress, say
 from anamnesis.ranks import Ranks, process_group
 from anamnesis.records import seed_of
+from anamnesis.sections import Train
 
 COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "supervised_tokens", "tokens_per_s")
 LEAK_TOLERANCE = 0.05  # in logits; what leaks moves them by whole units, what doesn't by nothing

@@ -22,10 +22,11 @@ from anamnesis.client import BUDGET_FLOOR, Client
 from anamnesis.conversing import Conversation
 from anamnesis.errors import MODEL_UNAVAILABLE, UserError, run
 from anamnesis.ledger import Ledger
-from anamnesis.params import THRESHOLDS, Params
+from anamnesis.params import Params
 from anamnesis.responding import respond_call, response_row
 from anamnesis.selection import Rule
 from anamnesis.template import pre_query
+from anamnesis.variants import THRESHOLDS
 from anamnesis.wire import Call, Outcome
 from stages import judge, respond
 

@@ -23,8 +23,9 @@ from anamnesis.client import Client
 from anamnesis.errors import UserError, run
 from anamnesis.judging import Vote
 from anamnesis.ledger import Ledger
-from anamnesis.params import Judge, Params
+from anamnesis.params import Params
 from anamnesis.responding import context_of
+from anamnesis.sections import Judge
 from anamnesis.wire import Call, Outcome
 
 PROMPT = "prompts/judge.txt"

@@ -27,10 +27,12 @@ from anamnesis.cards import Card, load_card
 from anamnesis.client import Client
 from anamnesis.errors import MODEL_UNAVAILABLE, UserError, run
 from anamnesis.ledger import Answer, Ledger
-from anamnesis.params import RUBRIC_TOKENS, Params, RateLimit, share
+from anamnesis.params import RUBRIC_TOKENS, Params
 from anamnesis.planning import Line, Range, Terms, forecast, total
 from anamnesis.responding import respond_call, response_row
+from anamnesis.sections import RateLimit
 from anamnesis.server import identities, identity_of
+from anamnesis.shares import share
 from anamnesis.spending import prompt_bound, spent
 from anamnesis.wire import Call, Outcome
 from stages import converse, judge, probe, respond

@@ -23,9 +23,10 @@ from anamnesis import cleaning, controls, conversing, judging, mixing, records, 
 from anamnesis import params as settings
 from anamnesis.errors import MODEL_UNAVAILABLE, UserError
 from anamnesis.ledger import Answer, Ledger
-from anamnesis.params import Converse, Judge, Params, Probe, Sampling, SystemMessage, Turns
+from anamnesis.params import Params
 from anamnesis.planning import Line
 from anamnesis.responding import context_of, respond_call
+from anamnesis.sections import Converse, Judge, Probe, Sampling, SystemMessage, Turns
 from anamnesis.template import PreQuery, pre_query
 from anamnesis.wire import Outcome
 from stages import converse, judge, plan, respond, select
