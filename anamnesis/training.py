@@ -275,15 +275,13 @@ def train(run: Run) -> None:
     finite, and a run that changed nothing.
     """
     with process_group() as ranks:
-        from transformers import AutoTokenizer
-
         settings = run.settings
         if settings.global_batch % (settings.micro_batch * ranks.world):
             raise UserError(
                 f"train.global_batch ({settings.global_batch}) is not a multiple of train.micro_batch x processes "
                 f"({settings.micro_batch} x {ranks.world})"
             )
-        tokenizer = AutoTokenizer.from_pretrained(run.model_dir, trust_remote_code=run.trust_remote_code)
+        tokenizer = chat.tokenizer_of(run.model_dir, run.trust_remote_code)
         examples, audit = trainset.encode_rows(tokenizer, run.rows, settings.sequence_length)
         sequences = trainset.sequences_of(examples, settings)
         batches = trainset.batches_of(len(sequences), settings, run.seed)

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from anamnesis import conversing, judging, records, selection, sql
 from anamnesis import params as settings
+from anamnesis.chat import tokenizer_of
 from anamnesis.client import BUDGET_FLOOR, Client
 from anamnesis.conversing import Conversation
 from anamnesis.errors import MODEL_UNAVAILABLE, UserError, run
@@ -73,11 +74,8 @@ class Models:
 
     def tokenizer(self) -> Any:
         """The target's."""
-        from transformers import AutoTokenizer
-
         target = self._params.target
-        trusted = self._params.models[target].trust_remote_code
-        return AutoTokenizer.from_pretrained(Path("models/pretrained") / target, trust_remote_code=trusted)
+        return tokenizer_of(Path("models/pretrained") / target, self._params.models[target].trust_remote_code)
 
     def close(self) -> None:
         self._open.close()
