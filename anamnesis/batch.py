@@ -26,8 +26,8 @@ from anamnesis import wire
 from anamnesis.errors import MODEL_UNAVAILABLE, OVER_BUDGET, REQUEST_REFUSED, UserError
 from anamnesis.ledger import Ledger, Record
 from anamnesis.meter import Meter
-from anamnesis.params import Requests
 from anamnesis.progress import say
+from anamnesis.sections import Requests
 from anamnesis.server import Endpoint
 from anamnesis.spending import Cost, Purse, bound
 from anamnesis.wire import Call

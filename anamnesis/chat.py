@@ -10,6 +10,7 @@ space is the answer's.
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from anamnesis.errors import UserError
@@ -26,6 +27,13 @@ class Encoded:
 
     ids: Sequence[int]
     supervised: Sequence[int]  # of truth values
+
+
+def tokenizer_of(model_dir: str | Path, trust_remote_code: bool = False) -> Any:
+    """The tokenizer in a model directory. Takes seconds the first time, for transformers."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
 
 
 def render(tokenizer: Any, messages: Sequence[Message], generate: bool = False) -> str:

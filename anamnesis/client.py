@@ -25,8 +25,9 @@ from anamnesis.errors import MODEL_UNAVAILABLE, QUALITY, REQUEST_REFUSED, UserEr
 from anamnesis.ledger import Answer, Ledger, Record
 from anamnesis.meter import Meter
 from anamnesis.pace import Pool, Replica, Throttle
-from anamnesis.params import Params, RateLimit, Requests
+from anamnesis.params import Params
 from anamnesis.progress import say
+from anamnesis.sections import RateLimit, Requests
 from anamnesis.server import Endpoint, endpoint, identities, identity_of
 from anamnesis.spending import Cost, Purse, expected_tokens, metered, spent
 from anamnesis.wire import Call, Outcome

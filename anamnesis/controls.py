@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from anamnesis.params import share
 from anamnesis.records import digest, seed_of
+from anamnesis.shares import share
 
 CUT = 20  # characters that a cut response keeps
 LEAST_WORDS = 4  # in a response whose order can be spoilt

@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from anamnesis.params import Converse, Probe, SystemMessage
 from anamnesis.probing import fault_of, normal_form, probe_call
 from anamnesis.records import digest, seed_of
+from anamnesis.sections import Converse, Probe, SystemMessage
 from anamnesis.template import TEMPLATE_PIECES, PreQuery
 from anamnesis.wire import Call, Outcome
 
 Message = dict[str, str]
+UNASKED = "not asked yet"  # a reason that stage plan gives: it walks through the ledger's answers alone
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,12 @@ class Conversation:
             "status": "ok",
             "reason": self.reason,
         }
+
+
+def is_open(conversation: Conversation | Mapping[str, Any]) -> bool:
+    """Whether turns are to come that stage plan doesn't know."""
+    reason = conversation.reason if isinstance(conversation, Conversation) else conversation.get("reason")
+    return str(reason).endswith(UNASKED)
 
 
 def _draw(*parts: object) -> float:

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from anamnesis.params import Rehearsal
 from anamnesis.records import digest
 from anamnesis.template import TEMPLATE_PIECES
+from anamnesis.variants import Rehearsal
 
 Turns = list[tuple[str, str]]  # (role, content)
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from anamnesis import chat, items, likelihood
 from anamnesis.errors import MODEL_UNAVAILABLE, UserError
-from anamnesis.params import Evaluate
 from anamnesis.progress import Progress
+from anamnesis.sections import Evaluate
 from anamnesis.stats import measures_in, weighted_mean
 
 TASKS = Path(__file__).parent / "tasks"

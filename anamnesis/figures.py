@@ -19,15 +19,15 @@ from anamnesis.results import Point, signed
 
 COLOURS = 6  # --c1 .. --c6 of the page; further series repeat them with other dashes
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
-_INK, _MUTED, _LINE, _PAGE, _BAR = "#010101", "#020202", "#030303", "#040404", "#050505"
-_SERIES = [f"#0501{i:02x}" for i in range(1, COLOURS + 1)]
+INK, MUTED, LINE, PAGE, BAR = "#010101", "#020202", "#030303", "#040404", "#050505"
+SERIES = [f"#0501{i:02x}" for i in range(1, COLOURS + 1)]
 _VARIABLES = {
-    _INK: "var(--ink)",
-    _MUTED: "var(--muted)",
-    _LINE: "var(--line)",
-    _PAGE: "var(--page)",
-    _BAR: "var(--bar)",  # counts that belong to no member or variant
-    **{colour: f"var(--c{i})" for i, colour in enumerate(_SERIES, 1)},
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    LINE: "var(--line)",
+    PAGE: "var(--page)",
+    BAR: "var(--bar)",  # counts that belong to no member or variant
+    **{colour: f"var(--c{i})" for i, colour in enumerate(SERIES, 1)},
 }
 _DASHES = ["-", (0, (5, 2)), (0, (1.5, 1.5))]
 _WIDTH = 420.0  # px at scale 1; the page stretches a figure to its column
@@ -107,7 +107,7 @@ def _inline(svg: bytes, name: str, title: str, description: str) -> str:
     return ET.tostring(root, "unicode")
 
 
-def _draw(name: str, title: str, description: str, draw: Callable[[Any], None], height: float) -> Figure:
+def figure_of(name: str, title: str, description: str, draw: Callable[[Any], None], height: float) -> Figure:
     """Run `draw` on a new matplotlib figure `height` px high and inline it."""
     import matplotlib
     from matplotlib.figure import Figure as Canvas
@@ -120,23 +120,23 @@ def _draw(name: str, title: str, description: str, draw: Callable[[Any], None], 
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.spines.left": False,
-        "axes.edgecolor": _LINE,
-        "axes.labelcolor": _MUTED,
+        "axes.edgecolor": LINE,
+        "axes.labelcolor": MUTED,
         "axes.labelsize": _TEXT,
         "axes.labelpad": 6,
         "axes.facecolor": "none",
         "axes.grid": True,
         "axes.axisbelow": True,
-        "grid.color": _LINE,
+        "grid.color": LINE,
         "grid.linewidth": 0.8,
-        "xtick.color": _LINE,
-        "ytick.color": _LINE,
-        "xtick.labelcolor": _MUTED,
-        "ytick.labelcolor": _MUTED,
+        "xtick.color": LINE,
+        "ytick.color": LINE,
+        "xtick.labelcolor": MUTED,
+        "ytick.labelcolor": MUTED,
         "xtick.labelsize": _TEXT - 1,
         "ytick.labelsize": _TEXT - 1,
         "ytick.left": False,
-        "text.color": _INK,
+        "text.color": INK,
         "figure.dpi": 72,
         "savefig.dpi": 72,
         "savefig.transparent": True,
@@ -150,7 +150,7 @@ def _draw(name: str, title: str, description: str, draw: Callable[[Any], None], 
     return Figure(name, title, description, _inline(out.getvalue(), name, title, description))
 
 
-def _axes(
+def add_axes(
     canvas: Any, height: float, *, left: float = 52, right: float = 14, top: float = 30, bottom: float = 48
 ) -> Any:
     """Axes with margins in px."""
@@ -161,7 +161,7 @@ def _axes(
 
 def _y_title(canvas: Any, text: str, height: float) -> None:
     """The vertical axis named above it, in reading direction."""
-    canvas.text(0, 1 - 6 / height, text, ha="left", va="top", color=_MUTED, fontsize=_TEXT)
+    canvas.text(0, 1 - 6 / height, text, ha="left", va="top", color=MUTED, fontsize=_TEXT)
 
 
 def frontier(points: Sequence[Point]) -> Figure:
@@ -169,9 +169,9 @@ def frontier(points: Sequence[Point]) -> Figure:
     height = 330.0
 
     def draw(canvas: Any) -> None:
-        axes = _axes(canvas, height)
-        axes.axhline(0, color=_MUTED, linewidth=1, zorder=1)
-        axes.axvline(0, color=_MUTED, linewidth=1, zorder=1)
+        axes = add_axes(canvas, height)
+        axes.axhline(0, color=MUTED, linewidth=1, zorder=1)
+        axes.axvline(0, color=MUTED, linewidth=1, zorder=1)
         for i, point in enumerate(points):
             axes.errorbar(
                 [point.learnt],
@@ -183,11 +183,11 @@ def frontier(points: Sequence[Point]) -> Figure:
                 ],
                 fmt="o",
                 markersize=7,
-                color=_SERIES[i % COLOURS],
+                color=SERIES[i % COLOURS],
                 elinewidth=1.6,
                 zorder=3,
             )
-        axes.plot([0], [0], "o", markersize=7, markerfacecolor=_PAGE, markeredgecolor=_INK, zorder=4)
+        axes.plot([0], [0], "o", markersize=7, markerfacecolor=PAGE, markeredgecolor=INK, zorder=4)
         axes.margins(0.12)
         axes.set_xlabel("learnt: bits per byte saved on held-out domain answers  →")
         _y_title(canvas, "↑  forgotten: bits per byte lost on its own answers", height)
@@ -213,7 +213,7 @@ def frontier(points: Sequence[Point]) -> Figure:
                 xycoords="figure pixels",
                 ha="right" if leftwards else "left",
                 va="center",
-                color=_INK if i == 0 else _SERIES[(i - 1) % COLOURS],
+                color=INK if i == 0 else SERIES[(i - 1) % COLOURS],
                 fontweight="bold",
                 annotation_clip=False,
                 zorder=5,
@@ -225,7 +225,7 @@ def frontier(points: Sequence[Point]) -> Figure:
         f"({signed(point.forgotten_low, 3)} to {signed(point.forgotten_high, 3)})"
         for point in points
     )
-    return _draw(
+    return figure_of(
         "figure-frontier",
         "Learnt against forgotten",
         f"Scatter plot, both axes in bits per byte against base, with 95 % intervals: {told}. "
@@ -241,12 +241,12 @@ def loss_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
     longest = max(map(len, curves), default=0)
 
     def draw(canvas: Any) -> None:
-        axes = _axes(canvas, height, right=12 + 7.2 * longest)
+        axes = add_axes(canvas, height, right=12 + 7.2 * longest)
         for i, points in enumerate(curves.values()):
             axes.plot(
                 [step for step, _ in points],
                 [loss for _, loss in points],
-                color=_SERIES[i % COLOURS],
+                color=SERIES[i % COLOURS],
                 linestyle=_DASHES[i // COLOURS % len(_DASHES)],
                 linewidth=1.8,
                 marker="o" if len(points) < 3 else None,
@@ -266,7 +266,7 @@ def loss_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
                 (edge + 5, y),
                 xycoords="figure pixels",
                 va="center",
-                color=_SERIES[i % COLOURS],
+                color=SERIES[i % COLOURS],
                 fontweight="bold",
                 annotation_clip=False,
             )
@@ -276,7 +276,7 @@ def loss_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
         for name, points in curves.items()
         if points
     )
-    return _draw("figure-loss", "Training loss", f"Line chart of the training loss by step: {told}.", draw, height)
+    return figure_of("figure-loss", "Training loss", f"Line chart of the training loss by step: {told}.", draw, height)
 
 
 def lengths(tokens: Sequence[int]) -> Figure:
@@ -286,9 +286,9 @@ def lengths(tokens: Sequence[int]) -> Figure:
     bins = min(30, max(8, round(len(tokens) ** 0.5) * 2))
 
     def draw(canvas: Any) -> None:
-        axes = _axes(canvas, height, top=44)
-        axes.hist(tokens, bins=bins, color=_BAR, edgecolor=_PAGE, linewidth=1)
-        axes.axvline(middle, color=_INK, linewidth=1.2)
+        axes = add_axes(canvas, height, top=44)
+        axes.hist(tokens, bins=bins, color=BAR, edgecolor=PAGE, linewidth=1)
+        axes.axvline(middle, color=INK, linewidth=1.2)
         axes.annotate(
             f"median {middle:g}",
             (middle, 1),
@@ -303,7 +303,7 @@ def lengths(tokens: Sequence[int]) -> Figure:
         axes.yaxis.get_major_locator().set_params(integer=True)
         _y_title(canvas, "instructions", height)
 
-    return _draw(
+    return figure_of(
         "figure-lengths",
         "Instruction lengths",
         f"Histogram of {len(tokens)} instructions by length: from {min(tokens)} to {max(tokens)} tokens, "
@@ -329,18 +329,18 @@ def types(shares: Mapping[str, Mapping[str, Estimate]], sizes: Mapping[str, int]
     height = group * len(order) + legend + 60
 
     def draw(canvas: Any) -> None:
-        axes = _axes(canvas, height, left=150, right=44, top=8 + legend, bottom=48)
+        axes = add_axes(canvas, height, left=150, right=44, top=8 + legend, bottom=48)
         for i, name in enumerate(names):
             found = [shares[name][kind] for kind in order]
             places = [j * group + i * bar for j in range(len(order))]
-            colour = _BAR if len(names) == 1 else _SERIES[i % COLOURS]
+            colour = BAR if len(names) == 1 else SERIES[i % COLOURS]
             widths = [100 * share.value for share in found]
             axes.barh(places, widths, height=0.86 * bar, color=colour)
             reach = [
                 [100 * max(0.0, share.value - share.low) for share in found],
                 [100 * max(0.0, share.high - share.value) for share in found],
             ]
-            axes.errorbar(widths, places, xerr=reach, fmt="none", ecolor=_INK, elinewidth=1)
+            axes.errorbar(widths, places, xerr=reach, fmt="none", ecolor=INK, elinewidth=1)
             for place, share in zip(places, found, strict=True):
                 axes.annotate(
                     f"{100 * share.value:.0f} %",
@@ -354,7 +354,7 @@ def types(shares: Mapping[str, Mapping[str, Estimate]], sizes: Mapping[str, int]
                 place = 1 - (4 + 20 * i) / height
                 canvas.text(0, place, f"{name} ({sizes[name]})", color=colour, fontweight="bold", va="top")
         axes.set_yticks([j * group + (len(names) - 1) * bar / 2 for j in range(len(order))], order)
-        axes.tick_params(axis="y", labelcolor=_INK, labelsize=_TEXT)
+        axes.tick_params(axis="y", labelcolor=INK, labelsize=_TEXT)
         axes.set_xlim(left=0)
         axes.set_ylim(len(order) * group - gap / 2 - bar / 2, -bar / 2 - gap / 2)
         axes.grid(axis="y", visible=False)
@@ -366,7 +366,7 @@ def types(shares: Mapping[str, Mapping[str, Estimate]], sizes: Mapping[str, int]
         for name in names
     )
     description = f"Bar chart of instruction types with intervals. {told}."
-    return _draw("figure-types", "Instruction types", description, draw, height)
+    return figure_of("figure-types", "Instruction types", description, draw, height)
 
 
 def score_histograms(scores: Mapping[str, Sequence[float]]) -> Figure:
@@ -379,7 +379,7 @@ def score_histograms(scores: Mapping[str, Sequence[float]]) -> Figure:
         for i, (judge, found) in enumerate(scores.items()):
             bottom = height - panel * (i + 1) + 14
             axes = canvas.add_axes((52 / _WIDTH, bottom / height, (_WIDTH - 66) / _WIDTH, (panel - 48) / height))
-            axes.hist(found, bins=edges, color=_BAR, edgecolor=_PAGE, linewidth=1)
+            axes.hist(found, bins=edges, color=BAR, edgecolor=PAGE, linewidth=1)
             axes.set_xlim(0.8, 5.2)
             axes.set_xticks(range(1, 6))
             axes.grid(axis="x", visible=False)
@@ -387,9 +387,9 @@ def score_histograms(scores: Mapping[str, Sequence[float]]) -> Figure:
             label = f"  {len(found)} scores"
             if found:
                 label += f", mean {fmean(found):.2f}"
-                axes.axvline(fmean(found), color=_INK, linewidth=1.2)
+                axes.axvline(fmean(found), color=INK, linewidth=1.2)
             name = canvas.text(0, (bottom + panel - 26) / height, judge, fontweight="bold", va="top")
-            axes.annotate(label, (1, 1), xycoords=name, va="top", color=_MUTED)
+            axes.annotate(label, (1, 1), xycoords=name, va="top", color=MUTED)
         axes.set_xlabel("score")
 
     told = "; ".join(
@@ -397,4 +397,4 @@ def score_histograms(scores: Mapping[str, Sequence[float]]) -> Figure:
         + (f" from {min(found):.2f} to {max(found):.2f}, mean {fmean(found):.2f}" if found else "")
         for judge, found in scores.items()
     )
-    return _draw("figure-scores", "Scores by judge", f"Histograms of scores from 1 to 5. {told}.", draw, height)
+    return figure_of("figure-scores", "Scores by judge", f"Histograms of scores from 1 to 5. {told}.", draw, height)

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from anamnesis import figures
-from anamnesis.figures import Figure
+from anamnesis.figures import INK, MUTED, PAGE, SERIES, Figure, add_axes, figure_of
 from anamnesis.trust import Mark
 
 ROW, TOP, BOTTOM = 26.0, 14.0, 52.0  # px
@@ -16,24 +15,24 @@ def forest(name: str, title: str, unit: str, marks: Sequence[Mark], chance: floa
 
     def draw(canvas: Any) -> None:
         left = min(200.0, 16 + 6.6 * max(len(mark.label) for mark in marks))
-        axes = figures._axes(canvas, height, left=left, right=16, top=TOP, bottom=BOTTOM)
-        axes.axvline(chance, color=figures._MUTED, linewidth=1.2, zorder=1)
+        axes = add_axes(canvas, height, left=left, right=16, top=TOP, bottom=BOTTOM)
+        axes.axvline(chance, color=MUTED, linewidth=1.2, zorder=1)
         for place, mark in enumerate(marks):
             if mark.low is not None and mark.high is not None:
-                axes.plot([mark.low, mark.high], [place, place], color=figures._SERIES[0], linewidth=1.8, zorder=2)
+                axes.plot([mark.low, mark.high], [place, place], color=SERIES[0], linewidth=1.8, zorder=2)
             for value in mark.baselines:
                 axes.plot(
                     [value],
                     [place],
                     "D",
                     markersize=5,
-                    markerfacecolor=figures._PAGE,
-                    markeredgecolor=figures._SERIES[1],
+                    markerfacecolor=PAGE,
+                    markeredgecolor=SERIES[1],
                     zorder=3,
                 )
-            axes.plot([mark.value], [place], "o", markersize=7, color=figures._SERIES[0], zorder=4)
+            axes.plot([mark.value], [place], "o", markersize=7, color=SERIES[0], zorder=4)
         axes.set_yticks(range(len(marks)), [mark.label for mark in marks])
-        axes.tick_params(axis="y", labelcolor=figures._INK)
+        axes.tick_params(axis="y", labelcolor=INK)
         axes.set_ylim(len(marks) - 0.5, -0.5)
         axes.set_xlim(-0.02, 1.02)
         axes.grid(axis="y", visible=False)
@@ -45,4 +44,4 @@ def forest(name: str, title: str, unit: str, marks: Sequence[Mark], chance: floa
         + (f", {baseline} {' and '.join(f'{value:.2f}' for value in mark.baselines)}" if mark.baselines else "")
         for mark in marks
     )
-    return figures._draw(name, title, f"Values with 95 % intervals, chance is {chance:g}: {told}.", draw, height)
+    return figure_of(name, title, f"Values with 95 % intervals, chance is {chance:g}: {told}.", draw, height)

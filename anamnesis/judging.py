@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from anamnesis.chat import render
 from anamnesis.errors import QUALITY, UserError
-from anamnesis.params import Judge
 from anamnesis.records import digest, seed_of
+from anamnesis.sections import Judge
 from anamnesis.wire import DIGITS, Call, Outcome
 
 LAST_LINE = re.compile(r"Score: ?([1-5])")

@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 
 from anamnesis import sql
 from anamnesis.errors import FORBIDDEN_LICENCE, POOL_TOO_SMALL, UserError
-from anamnesis.params import DOMAIN, REHEARSAL, needs
 from anamnesis.records import CLEANED, MIXED, licences_of
+from anamnesis.shares import DOMAIN, REHEARSAL, needs
 
 Message = dict[str, str]
 Rows = list[dict[str, Any]]

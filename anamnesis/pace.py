@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import openai
 from aiolimiter import AsyncLimiter
 
-from anamnesis.params import RateLimit
+from anamnesis.sections import RateLimit
 
 FIRST_REST_S, LONGEST_REST_S = 2.0, 60.0  # how long a server that does nothing but fail is set aside
 FAILURES = 3  # one after the other that make it such a one

@@ -16,8 +16,9 @@ from anamnesis import figures, likeness, results, tallies
 from anamnesis.accounts import Account
 from anamnesis.distribution import HALVINGS
 from anamnesis.forest import forest
-from anamnesis.params import Model, Params
+from anamnesis.params import Params
 from anamnesis.results import Results, Row
+from anamnesis.sections import Model
 from anamnesis.stats import MIN_ITEMS, Comparison
 
 if TYPE_CHECKING:

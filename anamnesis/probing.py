@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from anamnesis.errors import QUALITY, UserError
-from anamnesis.params import Probe
 from anamnesis.records import digest, seed_of
+from anamnesis.sections import Probe
 from anamnesis.template import TEMPLATE_PIECES, PreQuery
 from anamnesis.wire import Call, Outcome
 

@@ -14,11 +14,12 @@ from typing import Any
 from anamnesis import drawing, records
 from anamnesis.drawing import COLUMNS, Draw, Place, instruction_of, order_of, reasons_of, row_id, row_of
 from anamnesis.errors import MODEL_UNAVAILABLE, UserError
-from anamnesis.params import HUB_DATA, Params, Rehearsal, Source
+from anamnesis.params import Params
 from anamnesis.progress import LINE_SECONDS, say
 from anamnesis.public_sets import PUBLIC_SETS
 from anamnesis.records import digest
 from anamnesis.sources import COMMIT, cache_dir, sha256_of
+from anamnesis.variants import HUB_DATA, Rehearsal, Source
 
 BATCH = 1024  # rows read at once
 FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}  # the reader of `datasets` by a file's suffix

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from anamnesis.params import Sampling
 from anamnesis.records import digest, seed_of
+from anamnesis.sections import Sampling
 from anamnesis.wire import Call, Outcome
 
 

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from anamnesis import sql
-from anamnesis.params import Params, share
+from anamnesis.params import Params
 from anamnesis.records import CONVERSATIONS, HELDOUT, SELECTED
+from anamnesis.shares import share
 
 REASONS = ("held out", "no complete response", "too few votes", "below minimum score", "margin too small")
 

@@ -24,7 +24,8 @@ import httpx
 from anamnesis.cards import Card, load_card
 from anamnesis.errors import MODEL_UNAVAILABLE, REQUEST_REFUSED, UserError
 from anamnesis.hardware import cores, has_gpu_build, multiplies_bf16
-from anamnesis.params import Params, Requests, Serve
+from anamnesis.params import Params
+from anamnesis.sections import Requests, Serve
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STOP_SECONDS = 20.0

@@ -24,7 +24,7 @@ from pathlib import Path
 from anamnesis import convert
 from anamnesis.cards import CARD, Card
 from anamnesis.errors import MODEL_UNAVAILABLE, UserError
-from anamnesis.params import FOLDER_URI, HUB_URI, PYPI_URI, Model
+from anamnesis.sections import FOLDER_URI, HUB_URI, PYPI_URI, Model
 
 BLOCK = 1 << 20
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

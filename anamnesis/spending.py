@@ -12,7 +12,7 @@ from typing import Any
 
 from anamnesis.errors import OVER_BUDGET, UserError
 from anamnesis.ledger import Answer, Ledger
-from anamnesis.params import Budget, Price
+from anamnesis.sections import Budget, Price
 from anamnesis.wire import Call
 
 MILLION = 1e6

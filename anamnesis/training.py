@@ -22,10 +22,10 @@ from anamnesis import chat, export, packing, trainset
 from anamnesis.checkpoints import Checkpoints
 from anamnesis.errors import QUALITY, UserError
 from anamnesis.hardware import multiplies_bf16
-from anamnesis.params import Train
 from anamnesis.progress import Progress, say
 from anamnesis.ranks import Ranks, process_group
 from anamnesis.records import seed_of
+from anamnesis.sections import Train
 
 COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "supervised_tokens", "tokens_per_s")
 LEAK_TOLERANCE = 0.05  # in logits; what leaks moves them by whole units, what doesn't by nothing
@@ -275,15 +275,13 @@ def train(run: Run) -> None:
     finite, and a run that changed nothing.
     """
     with process_group() as ranks:
-        from transformers import AutoTokenizer
-
         settings = run.settings
         if settings.global_batch % (settings.micro_batch * ranks.world):
             raise UserError(
                 f"train.global_batch ({settings.global_batch}) is not a multiple of train.micro_batch x processes "
                 f"({settings.micro_batch} x {ranks.world})"
             )
-        tokenizer = AutoTokenizer.from_pretrained(run.model_dir, trust_remote_code=run.trust_remote_code)
+        tokenizer = chat.tokenizer_of(run.model_dir, run.trust_remote_code)
         examples, audit = trainset.encode_rows(tokenizer, run.rows, settings.sequence_length)
         sequences = trainset.sequences_of(examples, settings)
         batches = trainset.batches_of(len(sequences), settings, run.seed)

@@ -13,8 +13,8 @@ from typing import Any
 
 from anamnesis import chat, packing
 from anamnesis.errors import UserError
-from anamnesis.params import Train
 from anamnesis.records import seed_of
+from anamnesis.sections import Train
 
 AUDITED_ROWS = 3
 SHOWN_CHARACTERS = 600  # of an audited row, at each end

@@ -21,9 +21,10 @@ from rich.text import Text
 from anamnesis import params as settings
 from anamnesis import records, selection, sql
 from anamnesis.errors import UserError, run
-from anamnesis.params import BY_VOTES, Params
+from anamnesis.params import Params
 from anamnesis.results import plain
 from anamnesis.selection import Rule
+from anamnesis.variants import BY_VOTES
 
 Row = dict[str, Any]
 RANKED_BY = {

@@ -37,8 +37,9 @@ from anamnesis.cards import CARD, Card, load_card
 from anamnesis.client import Client
 from anamnesis.hardware import has_gpu_build
 from anamnesis.ledger import Ledger
-from anamnesis.params import Params, Sampling
+from anamnesis.params import Params
 from anamnesis.responding import respond_call
+from anamnesis.sections import Sampling
 from anamnesis.server import Endpoint
 from anamnesis.sources import materialise
 from anamnesis.wire import Call, Outcome

@@ -17,7 +17,8 @@ import pyarrow as pa
 from anamnesis import cleaning, decontamination, records
 from anamnesis import params as settings
 from anamnesis.errors import run
-from anamnesis.params import DOMAIN, Params
+from anamnesis.params import Params
+from anamnesis.shares import DOMAIN
 
 WATCHED = Path("data/own")  # a dependency of this stage: a changed file in it is seen by `dvc repro`
 

@@ -7,10 +7,7 @@ In: data/instructions.parquet, models/pretrained. Out: data/conversations.parque
 Run: python -m stages.converse
 """
 
-import re
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,68 +15,17 @@ import pyarrow.compute as pc
 
 from anamnesis import conversing, judging, records, selection, sql
 from anamnesis import params as settings
-from anamnesis.client import BUDGET_FLOOR, Client
-from anamnesis.conversing import Conversation
-from anamnesis.errors import MODEL_UNAVAILABLE, UserError, run
+from anamnesis.conversing import UNASKED, Conversation
+from anamnesis.errors import run
 from anamnesis.ledger import Ledger
-from anamnesis.params import THRESHOLDS, Params
+from anamnesis.params import Params
 from anamnesis.responding import respond_call, response_row
 from anamnesis.selection import Rule
 from anamnesis.template import pre_query
-from anamnesis.wire import Call, Outcome
+from anamnesis.turns import Models
+from anamnesis.variants import THRESHOLDS
+from anamnesis.wire import Call
 from stages import judge, respond
-
-UNASKED = "not asked yet"  # a reason that stage plan gives: it walks through the ledger's answers alone
-TRIED = re.compile(r"after \d+ tries")  # in a failed row's reason: asking again may help
-
-
-def is_open(conversation: Conversation | Mapping[str, Any]) -> bool:
-    """Whether turns are to come that stage plan doesn't know."""
-    reason = conversation.reason if isinstance(conversation, Conversation) else conversation.get("reason")
-    return str(reason).endswith(UNASKED)
-
-
-class TurnClient(Client):
-    """A client for which few calls that are refused for good end their conversations, not the stage."""
-
-    def ask(self, calls: Sequence[Call], label: str, essential: bool = True) -> list[Outcome]:
-        few = len(calls) < BUDGET_FLOOR
-        outcomes = super().ask(calls, f"converse: {label}", essential and not few)
-        passing = [outcome.reason for outcome in outcomes if TRIED.search(outcome.reason or "")]
-        if essential and few and passing and not any(outcome.answer for outcome in outcomes):
-            raise UserError(
-                f"model {self.card.name}: none of {len(calls)} requests was answered; the last: {passing[-1]}; "
-                "answered calls are kept: rerun",
-                MODEL_UNAVAILABLE,
-            )
-        return outcomes
-
-
-class Models:
-    """The models by name. One server runs at a time: it ends when another model is asked for."""
-
-    def __init__(self, params: Params, ledger: Ledger):
-        self._params, self._ledger = params, ledger
-        self._open = ExitStack()
-        self._client: Client | None = None
-
-    def client(self, name: str) -> Client:
-        if self._client is None or self._client.card.name != name:
-            self.close()
-            self._client = TurnClient(Path("models/pretrained") / name, self._params, self._ledger)
-            self._open.enter_context(self._client)
-        return self._client
-
-    def tokenizer(self) -> Any:
-        """The target's."""
-        from transformers import AutoTokenizer
-
-        target = self._params.target
-        trusted = self._params.models[target].trust_remote_code
-        return AutoTokenizer.from_pretrained(Path("models/pretrained") / target, trust_remote_code=trusted)
-
-    def close(self) -> None:
-        self._open.close()
 
 
 def grow(params: Params, instructions: pa.Table, models: Models) -> list[Conversation]:

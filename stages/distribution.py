@@ -12,7 +12,7 @@ from typing import Any
 
 from anamnesis import distribution, formats, likelihood, likeness, records, stats, template
 from anamnesis import params as settings
-from anamnesis.chat import Encoded
+from anamnesis.chat import Encoded, tokenizer_of
 from anamnesis.embedding import READ_CHARACTERS, embed
 from anamnesis.errors import UserError, run
 from anamnesis.instruction_types import TYPES, instruction_types
@@ -103,13 +103,13 @@ def main() -> None:
     sets = texts_of(params)  # every file is looked at before anything that takes time
 
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     folder = Path("models/pretrained") / params.target
     trusted = params.models[params.target].trust_remote_code
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
+    tokenizer = tokenizer_of(folder, trusted)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=trusted).eval()
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
 

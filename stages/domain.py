@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anamnesis import cards, formats, icd, records, trainset
+from anamnesis import cards, chat, formats, icd, records, trainset
 from anamnesis import params as settings
 from anamnesis.errors import run
 
@@ -66,9 +66,7 @@ def check_lengths(rows: Sequence[dict[str, Any]], model_dir: Path, sequence_leng
     Raises `UserError` for rows without a token to train on.
     """
     trusted = cards.load_card(model_dir).trust_remote_code
-    from transformers import AutoTokenizer  # takes seconds: after the user's file is read
-
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trusted)
+    tokenizer = chat.tokenizer_of(model_dir, trusted)  # takes seconds: after the user's file is read
     _, audit = trainset.encode_rows(tokenizer, rows, sequence_length)
     if cut := audit["truncated_rows"]:
         line = (

@@ -19,12 +19,14 @@ import pyarrow as pa
 from anamnesis import controls, judging, records, selection, sql
 from anamnesis import params as settings
 from anamnesis.cards import Card
+from anamnesis.chat import tokenizer_of
 from anamnesis.client import Client
 from anamnesis.errors import UserError, run
 from anamnesis.judging import Vote
 from anamnesis.ledger import Ledger
-from anamnesis.params import Judge, Params
+from anamnesis.params import Params
 from anamnesis.responding import context_of
+from anamnesis.sections import Judge
 from anamnesis.wire import Call, Outcome
 
 PROMPT = "prompts/judge.txt"
@@ -74,11 +76,7 @@ def calls_of(params: Params, card: Card, rows: Iterable[dict[str, Any]], path: s
         return [call(messages, judge, params.seed, constrained=local) for messages in conversations]
     if not local:
         return [judging.remote_expected_call(messages) for messages in conversations]
-
-    from transformers import AutoTokenizer
-
-    model_dir = f"models/pretrained/{card.name}"
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=card.trust_remote_code)
+    tokenizer = tokenizer_of(f"models/pretrained/{card.name}", card.trust_remote_code)
     return [judging.local_expected_call(tokenizer, messages) for messages in conversations]
 
 

@@ -52,10 +52,8 @@ def main() -> None:
         }
         mixing.check_pools(mix.total, fractions, pools, params.probe.instructions, params.domain.train, knobs(params))
 
-    from transformers import AutoTokenizer  # takes seconds: after the check
-
     trusted = params.models[params.target].trust_remote_code
-    tokenizer = AutoTokenizer.from_pretrained(Path("models/pretrained") / params.target, trust_remote_code=trusted)
+    tokenizer = chat.tokenizer_of(Path("models/pretrained") / params.target, trusted)  # takes seconds: after the check
 
     def count_tokens(messages: Sequence[mixing.Message]) -> int:
         return len(tokenizer(chat.render(tokenizer, messages), add_special_tokens=False)["input_ids"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from anamnesis import params as settings
 from anamnesis import probing, records
+from anamnesis.chat import tokenizer_of
 from anamnesis.client import Client
 from anamnesis.errors import POOL_TOO_SMALL, UserError, run
 from anamnesis.ledger import Ledger
@@ -21,10 +22,8 @@ from anamnesis.wire import Call
 
 def prefix_of(params: Params) -> PreQuery:
     """The part of the target's chat template before a user's turn, with what ends the turn."""
-    from transformers import AutoTokenizer
-
     trusted = params.models[params.target].trust_remote_code
-    tokenizer = AutoTokenizer.from_pretrained(Path("models/pretrained") / params.target, trust_remote_code=trusted)
+    tokenizer = tokenizer_of(Path("models/pretrained") / params.target, trusted)
     return pre_query(tokenizer, params.probe.system, params.probe.prefix)
 
 

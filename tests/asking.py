@@ -11,7 +11,8 @@ from fault_server import FaultServer
 from anamnesis import conversing, records
 from anamnesis.client import Client
 from anamnesis.ledger import Ledger
-from anamnesis.params import Converse, Params
+from anamnesis.params import Params
+from anamnesis.sections import Converse
 from anamnesis.wire import Call, Outcome
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,8 +15,9 @@ from anamnesis import client as client_module
 from anamnesis import records
 from anamnesis.client import Client
 from anamnesis.ledger import Ledger
-from anamnesis.params import Params, Sampling
+from anamnesis.params import Params
 from anamnesis.responding import respond_call, response_row
+from anamnesis.sections import Sampling
 
 SAMPLING = Sampling(samples=1, max_tokens=16)
 

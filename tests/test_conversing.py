@@ -23,10 +23,12 @@ from anamnesis import cleaning, controls, conversing, judging, mixing, records, 
 from anamnesis import params as settings
 from anamnesis.errors import MODEL_UNAVAILABLE, UserError
 from anamnesis.ledger import Answer, Ledger
-from anamnesis.params import Converse, Judge, Params, Probe, Sampling, SystemMessage, Turns
+from anamnesis.params import Params
 from anamnesis.planning import Line
 from anamnesis.responding import context_of, respond_call
+from anamnesis.sections import Converse, Judge, Probe, Sampling, SystemMessage, Turns
 from anamnesis.template import PreQuery, pre_query
+from anamnesis.turns import TurnClient
 from anamnesis.wire import Outcome
 from stages import converse, judge, plan, respond, select
 
@@ -454,7 +456,7 @@ def test_with_share_0_nothing_is_asked_and_every_request_is_as_before(
     answers = [response(row["instruction_id"], "fake") for row in conversations.to_pylist()]
     judged = judge.judged_of(params, "fake", conversations, [], answers)
     assert len(judged) == 8  # 3 of 11 are held out
-    (call, *_) = judge.calls_of(params, converse.TurnClient("models/pretrained/fake", params, Ledger("l")).card, judged)
+    (call, *_) = judge.calls_of(params, TurnClient("models/pretrained/fake", params, Ledger("l")).card, judged)
     prompt = judging.load_prompt(ROOT / "prompts/judge.txt")
     plain = judging.judge_messages(prompt, judged[0]["instruction"], judged[0]["text"], params.seed)
     assert call == judging.justify_call(plain, Judge(mode="justify"), params.seed, constrained=False)

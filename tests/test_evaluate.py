@@ -12,7 +12,7 @@ import pytest
 from anamnesis import chat, evaluation, items, records
 from anamnesis.errors import UserError
 from anamnesis.measures import MEASURES
-from anamnesis.params import Evaluate
+from anamnesis.sections import Evaluate
 
 SIZES = Evaluate(
     domain_choice=4, domain_exact=3, instructions_followed=3, arithmetic=4, text_items=3, batch_size=4, max_tokens=12

@@ -32,7 +32,7 @@ from anamnesis.judging import (
     vote_of,
 )
 from anamnesis.ledger import Answer, Ledger
-from anamnesis.params import Judge
+from anamnesis.sections import Judge
 from stages import judge
 
 EXPECTED = [

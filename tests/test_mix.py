@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from anamnesis import mixing, records, sql
 from anamnesis.errors import FORBIDDEN_LICENCE, POOL_TOO_SMALL, UserError
-from anamnesis.params import Params, share
+from anamnesis.params import Params
+from anamnesis.shares import share
 from stages import mix
 
 MIX = sql.statement(Path(__file__).parent.parent / "stages" / "sql" / "mix.sql")

@@ -13,7 +13,7 @@ from anamnesis import sources
 from anamnesis.cards import load_card
 from anamnesis.convert import gguf_to_safetensors
 from anamnesis.errors import BAD_INPUT, MODEL_UNAVAILABLE, UserError
-from anamnesis.params import Model
+from anamnesis.sections import Model
 from anamnesis.sources import Folder, HubRepo, PypiFile, materialise, parse
 
 PARSED = {

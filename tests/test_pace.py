@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from anamnesis.pace import Pool, Throttle
-from anamnesis.params import RateLimit
+from anamnesis.sections import RateLimit
 
 
 class JumpingLoop(asyncio.SelectorEventLoop):

@@ -14,8 +14,8 @@ from fault_server import FaultServer, fault_server
 
 from anamnesis import controls, records
 from anamnesis.ledger import Answer
-from anamnesis.params import Price, RateLimit
 from anamnesis.planning import Range, Terms, forecast, mean_range, total
+from anamnesis.sections import Price, RateLimit
 from anamnesis.wire import Call
 
 GOAL, SAMPLES = 12, 2

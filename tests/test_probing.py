@@ -5,8 +5,8 @@ import pytest
 from anamnesis.client import Outcome
 from anamnesis.errors import UserError
 from anamnesis.ledger import Answer
-from anamnesis.params import Canary, Probe
 from anamnesis.probing import check_canary, classify, fault_of, next_wave, pass_share, probe_call
+from anamnesis.sections import Canary, Probe
 from anamnesis.template import PreQuery
 
 PROBE = Probe(instructions=3, max_requests=10)

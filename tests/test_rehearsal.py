@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rehearsal_sets import WRITE, chat, question, said
 
-from anamnesis import params as params_module
-from anamnesis import records, rehearsal
+from anamnesis import records, rehearsal, variants
 from anamnesis.drawing import Draw, instruction_of, messages_of, order_of, reasons_of, row_id
 from anamnesis.errors import MODEL_UNAVAILABLE, UserError
-from anamnesis.params import Params, Rehearsal
+from anamnesis.params import Params
 from anamnesis.public_sets import PUBLIC_SETS
 from anamnesis.sources import COMMIT
+from anamnesis.variants import Rehearsal
 
 SHARED = Path(os.environ.get("SHARED_DATA", Path(__file__).resolve().parent.parent.parent / "shared" / "data"))
 SEED = 17
@@ -82,8 +82,8 @@ def test_a_public_set_in_its_exact_form(name: str, tmp_path: Path) -> None:
 
 
 def test_the_registry_has_the_names_of_params_and_pins_all_but_one() -> None:
-    assert tuple(PUBLIC_SETS) == params_module.PUBLIC_SETS
-    assert tuple(WRITE) == params_module.PUBLIC_SETS
+    assert tuple(PUBLIC_SETS) == variants.PUBLIC_SETS
+    assert tuple(WRITE) == variants.PUBLIC_SETS
     moving = {name for name, public in PUBLIC_SETS.items() if not COMMIT.fullmatch(public.revision)}
     assert moving == {"openhermes-1"}
     text = (Path(__file__).parent.parent / "docs/rehearsal.md").read_text(encoding="utf-8")
@@ -293,7 +293,7 @@ def test_a_revision_that_can_move_is_resolved_and_said(
 
 def test_without_the_hub_the_line_says_how_to_name_a_copy() -> None:
     code = (
-        "from anamnesis import rehearsal; from anamnesis.errors import run; from anamnesis.params import Rehearsal;"
+        "from anamnesis import rehearsal; from anamnesis.errors import run; from anamnesis.variants import Rehearsal;"
         "run(lambda: print(rehearsal.draw(rehearsal.place_of('wildchat', Rehearsal()), Rehearsal(), 5, 1)))"
     )
     env = os.environ | {"HF_HUB_OFFLINE": "1", "ANAMNESIS_CACHE": "/nonexistent"}

@@ -22,7 +22,7 @@ from anamnesis import controls, figures, page, probing, records, results, tallie
 from anamnesis import params as settings
 from anamnesis.errors import UserError
 from anamnesis.measures import MEASURES
-from anamnesis.params import Model
+from anamnesis.sections import Model
 from stages import report
 
 OUTPUTS = ["report.html", "report.md", "metrics/summary.json", "metrics/frontier.csv"]

@@ -13,7 +13,7 @@ import pytest
 
 from anamnesis import server
 from anamnesis.errors import MODEL_UNAVAILABLE, UserError
-from anamnesis.params import Requests, Serve
+from anamnesis.sections import Requests, Serve
 
 ROOT = Path(__file__).resolve().parent.parent
 LOGS = {
@@ -84,7 +84,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 sys.path.insert(0, {root!r})
 from anamnesis import server
 from anamnesis.errors import run
-from anamnesis.params import Requests, Serve
+from anamnesis.sections import Requests, Serve
 def main():
     with server.endpoint({folder!r}, Serve(), Requests(kv_cache_gib=1)):
         print("ready", flush=True)

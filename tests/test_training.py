@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from anamnesis import chat, export, packing, ranks, records, training, trainset
 from anamnesis.errors import UserError
-from anamnesis.params import Train
+from anamnesis.sections import Train
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = "green heron water stands still and looks for small fish under leaves while the river goes by".split()
@@ -279,7 +279,7 @@ STEPS = """
 import json, sys
 from pathlib import Path
 from anamnesis import export, ranks, training, trainset
-from anamnesis.params import Train
+from anamnesis.sections import Train
 
 def main():
     model, rows, configs = json.loads(sys.argv[1])

@@ -13,8 +13,8 @@ from anamnesis import params as settings
 from anamnesis.cards import CARD, Card
 from anamnesis.client import Client
 from anamnesis.ledger import Ledger
-from anamnesis.params import Sampling
 from anamnesis.responding import respond_call
+from anamnesis.sections import Sampling
 
 if __name__ == "__main__":
     base_url, path, concurrency = sys.argv[1:]

@@ -1,0 +1,170 @@
+"""The typed sections of params.yaml that say which rows a variant is trained on.
+
+Where rehearsal rows come from, how responses are picked, what is cleaned out and what is mixed with the domain.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from anamnesis.sections import FOLDER_URI, SLUG, Fraction, Positive, Section
+from anamnesis.shares import DOMAIN
+
+HUB_DATA = re.compile(r"hf:([\w.-]+(?:/[\w.-]+)?)@([\w./-]+)")  # repository, revision (refs/convert/parquet is one)
+PUBLIC_SETS = (  # what each is: anamnesis/public_sets.py
+    "sharegpt",
+    "evol-instruct",
+    "genqa",
+    "openhermes-1",
+    "openhermes-2-5",
+    "tulu-v2-mix",
+    "wildchat",
+    "ultrachat-200k",
+)
+BY_VOTES = ("mean", "median", "leave-own-judge-out")  # rules with a value; the others look at no vote
+THRESHOLDS = ("min_votes", "min_score", "min_margin", "tie")
+
+
+def _data_uri(value: str) -> str:
+    if not any(form.fullmatch(value) for form in (HUB_DATA, FOLDER_URI)):
+        raise ValueError(f"{value!r} is no data set; write path:<file or folder> or hf:<repo>@<revision>")
+    return value
+
+
+DataUri = Annotated[str, AfterValidator(_data_uri)]
+Votes = Annotated[int, Field(ge=0)]
+Score = Annotated[float, Field(ge=0, le=5)]  # votes are 1..5: 0 is no minimum
+Tie = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Source(Section):
+    """Rehearsal rows of your own, or another copy of a public set: then only what differs is named."""
+
+    source: DataUri | None = None  # None: a public set from the hub
+    licence: str | None = None  # of rows that name none themselves
+    form: Literal["messages", "sharegpt", "alpaca"] | None = None  # None: found by the columns
+    config: str | None = None  # of a hub data set
+    splits: Annotated[list[str], Field(min_length=1)] | None = None
+
+
+class Rehearsal(Section):
+    """Rows drawn from the sources that variants name, in a seeded order over the whole source."""
+
+    rows: Positive = 1000  # good ones of each source
+    instructions: Positive = 24  # of a source that gives only its instructions: so many are answered and judged
+    read: Positive | None = None  # rows of each split to draw from, its first ones; None: all of them
+    turns: Literal["first", "all"] = "first"
+    max_characters: Positive = 4000
+    sources: dict[str, Source] = {}
+
+
+class Select(Section):
+    heldout: Annotated[float, Field(ge=0, lt=1)] = 0.15  # of instructions, never trained on: the model's own text
+    min_votes: Votes = 1
+    min_score: Score = 0.0
+    min_margin: Score = 0.0
+    tie: Tie = 0.0
+
+
+class Variant(Section):
+    """One fine-tuning run: where its rehearsal rows come from and how they are picked."""
+
+    rehearsal: str  # reconstructed, none, or a source whose rows are taken as they are
+    instructions: str = "probed"  # or a source whose first user turns the committee answers
+    members: list[str] = []
+    judges: list[str] = []
+    samples: Positive = 3
+    rule: Literal["mean", "median", "leave-own-judge-out", "first", "random"] = "mean"
+    min_votes: Votes | None = None  # None, here and below: as in section select
+    min_score: Score | None = None
+    min_margin: Score | None = None
+    tie: Tie | None = None
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> "Variant":
+        for field, names in (("members", self.members), ("judges", self.judges)):
+            if len(set(names)) < len(names):
+                raise ValueError(f"`{field}` names one twice: {', '.join(names)}")
+        if self.instructions != "probed" and self.rehearsal != "reconstructed":
+            raise ValueError("`instructions` of a source are answered by the committee: write rehearsal: reconstructed")
+        if self.rehearsal == "reconstructed" and not self.members:
+            raise ValueError("rehearsal: reconstructed needs `members`")
+        if self.rehearsal == "reconstructed" and self.rule in BY_VOTES and not self.judges:
+            raise ValueError(f"rule: {self.rule} needs `judges`")
+        for field in THRESHOLDS:
+            if getattr(self, field) is not None and self.rule not in BY_VOTES:
+                raise ValueError(f"`{field}` says nothing under rule: {self.rule}, which looks at no vote")
+        return self
+
+    @property
+    def source(self) -> str | None:
+        """The source whose rows are taken as they are; None where the committee answers, or nothing is rehearsed."""
+        return self.rehearsal if self.rehearsal not in ("reconstructed", "none") else None
+
+    @property
+    def borrowed(self) -> str | None:
+        """The source whose instructions the committee answers; None where the target was probed for them."""
+        return self.instructions if self.instructions != "probed" else None
+
+    def thresholds(self, select: Select) -> dict[str, Any]:
+        """min_votes, min_score, min_margin and tie: its own, or else those of section select."""
+        own = {field: getattr(self, field) for field in THRESHOLDS}
+        return {field: getattr(select, field) if value is None else value for field, value in own.items()}
+
+
+class Clean(Section):
+    """What is taken out of the rows before the mix; overlap with evaluation items always is."""
+
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = 0.8  # Jaccard of word triples; None: kept
+    evaluation_sets: dict[str, str] = {}  # name: JSONL or Parquet file, or a folder of such, beside our own suite
+    truncated: bool = True  # by the text, where no finish reason is known
+    refused: bool = True
+    languages: list[str] = []  # codes of py3langid, like en; empty: all
+    personal_data: list[str] = []  # kinds of datafog-core, like EMAIL; empty: not looked for
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> "Clean":
+        for name in self.evaluation_sets:
+            if not SLUG.fullmatch(name):
+                raise ValueError(f"evaluation_sets.{name}: a name is lower-case letters, digits and hyphens")
+            if name in ("domain-test", "heldout") or name.startswith("embedded-"):
+                raise ValueError(f"evaluation_sets.{name}: the name is taken by a set of our own")
+        return self
+
+
+class OtherDomain(Section):
+    """Rows of another domain beside the main one: what the model learnt before, say."""
+
+    source: str  # a JSONL or Parquet file, or hf:<repo>@<revision>
+    fraction: Fraction
+    licence: str = "unknown"
+
+
+class Licences(Section):
+    forbid: list[str] = []  # names, with * and ?; case doesn't matter
+
+
+class Mix(Section):
+    domain_fraction: Fraction
+    total: Positive  # of every variant's training set, in `unit`
+    unit: Literal["examples", "tokens"] = "examples"
+    domains: dict[str, OtherDomain] = {}
+    licences: Licences = Licences()
+
+    @model_validator(mode="after")
+    def _domains_fit(self) -> "Mix":
+        for name in self.domains:
+            if not SLUG.fullmatch(name):
+                raise ValueError(f"domains.{name}: a name is lower-case letters, digits and hyphens")
+        fractions = self.fractions().values()
+        if sum(fractions) > 1 + 1e-9:
+            raise ValueError(
+                f"domain_fraction and domains.*.fraction add up to {sum(fractions):g}, which is more than 1"
+            )
+        return self
+
+    def fractions(self) -> dict[str, float]:
+        """The share of each domain in a training set with rehearsal, by the source its rows are mixed under."""
+        others = {f"{DOMAIN}:{name}": domain.fraction for name, domain in self.domains.items()}
+        return {DOMAIN: self.domain_fraction, **others}
