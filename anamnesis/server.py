@@ -33,6 +33,9 @@ SHOWN_CHARACTERS = 300  # of the line of a server's log that says why it ended
 PREFIX = re.compile(r"^(\(\w+ pid=\d+\) ?)?((ERROR|WARNING|INFO) [\d-]+ [\d:]+ \[[^]]*\] ?)?")  # of vLLM's lines
 ERROR = re.compile(r"^\s*[\w.]*(Error|Exception|Interrupt)\b|\berror: ")  # a traceback's last line, or argparse's
 CONSEQUENCE = re.compile(r"Engine core initialization failed|KeyboardInterrupt")
+# A prefix is shared in whole blocks. vLLM takes 128 tokens on a CPU: more than most instructions have, so a judge would
+# read them anew for each response (bench/README.md).
+BLOCK_SIZE = 32
 BATCHED_TOKENS = 4096  # of one prefill step; chunked prefill is off on CPU, so it must hold max_model_len
 
 
@@ -92,6 +95,7 @@ def command(model_dir: Path, card: Card, port: int, serve: Serve, gpu: bool) -> 
         # Per-request seeds kill the CPU engine when a prefill is chunked.
         batched = max(BATCHED_TOKENS, serve.max_model_len)
         line += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(batched)]
+        line += ["--block-size", str(BLOCK_SIZE)]
     if card.trust_remote_code:
         line.append("--trust-remote-code")
     return line + serve.vllm_args

@@ -43,8 +43,8 @@ from stages import judge
 ROOT = Path(__file__).resolve().parent.parent
 HERE = ROOT / ".bench" / "judges"
 SOURCES = ("dolly3k", "gpteacher", "arena_hard500_gpt4")
-SHORTEST, LONGEST = 30, 1200  # characters of an answer: it must have a fault planted, and fit with the rubric
-LONGEST_ASKED = 800
+SHORTEST, LONGEST = 30, 600  # characters of an answer: it must have a fault planted, and fit with the rubric
+LONGEST_ASKED = 400
 BLOCK = 25  # instructions
 RESAMPLES = 2000
 BLOCK_OF = re.compile(r"<<<(message|answer) \$mark>>>\n.*?\n<<<end of \1 \$mark>>>", re.DOTALL)
@@ -69,7 +69,7 @@ def prompt_file(name: str, order: str) -> Path:
     text = source.read_text(encoding="utf-8")
     if order == "instruction":
         message, answer = BLOCK_OF.finditer(text)
-        text = text[: message.start()] + f"{answer.group()}\n\n{message.group()}\n"
+        text = text[: message.start()] + f"{answer.group()}\n\n{message.group()}" + text[answer.end() :]
     path = HERE / "prompts" / f"{name}-{order}.txt"
     records.write_text(path, text)
     return path
