@@ -149,30 +149,38 @@ def is_cut(response: str) -> bool:
     return len(rest.split()) >= 5 and len(text.split()) >= CUT_FROM and len(re.findall(r"[.!?]\s", text)) >= 2
 
 
-def last_response(messages: Sequence[Message]) -> str:
-    return next((turn["content"] for turn in reversed(messages) if turn["role"] == "assistant"), "")
+def _fault_of(messages: Sequence[Message], status: str, has_it: Callable[[str], bool]) -> tuple[str, str] | None:
+    """Status and reason where a response of the conversation has a fault; one before the last is named by its number.
+
+    Every response is looked at, because every one is trained on.
+    """
+    responses = [turn["content"] for turn in messages if turn["role"] == "assistant"]
+    number = next((number for number, response in enumerate(responses, 1) if has_it(response)), None)
+    if number is None:
+        return None
+    return status, status if number == len(responses) else f"{status} in answer {number}"
 
 
 def _spoken(messages: Iterable[Message]) -> str:
     return "\n".join(turn["content"] for turn in messages if turn["role"] != "system")
 
 
-def overlap_check(overlap: Overlap, kin: str = "") -> Check:
-    """`kin`: the set that was split off from the rows' own source (see `Overlap.find`)."""
+def overlap_check(overlap: Overlap, kin: str = "", ours: Collection[str] = ()) -> Check:
+    """`kin`: the set that was split off from the rows' own source; `ours`: our system messages (`Overlap.find`)."""
 
     def check(messages: Sequence[Message]) -> tuple[str, str] | None:
-        name = overlap.find(messages, kin)
+        name = overlap.find(messages, kin, ours)
         return ("filtered", f"overlap with {name}") if name else None
 
     return check
 
 
 def truncated_check(messages: Sequence[Message]) -> tuple[str, str] | None:
-    return ("truncated", "truncated") if is_cut(last_response(messages)) else None
+    return _fault_of(messages, "truncated", is_cut)
 
 
 def refused_check(messages: Sequence[Message]) -> tuple[str, str] | None:
-    return ("refused", "refused") if refuses(last_response(messages)) else None
+    return _fault_of(messages, "refused", refuses)
 
 
 def language_check(languages: Collection[str]) -> Check:
@@ -292,7 +300,7 @@ def clean(candidates: pa.Table, checks: Sequence[Check], near_duplicates: float 
 
 
 def kind(reason: str) -> str:
-    """A reason without the id or language in it, to be counted by; the set's name stays in."""
+    """A reason without the id, language or answer in it, to be counted by; the set's name stays in."""
     short = next((one for one in KINDS if reason.startswith(one)), reason)
     return reason if short == "overlap" else short
 

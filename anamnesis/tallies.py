@@ -4,6 +4,7 @@ Pure functions from rows (dicts of the schemas in records.py) to small tables. E
 docstring; a share of nothing is None, never 0.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -263,8 +264,8 @@ def way(
 
 
 def clean_drops(cleaned: Rows) -> list[Drop]:
-    """Rows that cleaning took out, by reason; of near-duplicates the other row's id is left out."""
-    return drops([{**row, "reason": (row["reason"] or "").partition(" of ")[0]} for row in cleaned])
+    """Rows that cleaning took out, by reason; the near-duplicate's other row and the refusal's turn are left out."""
+    return drops([{**row, "reason": re.split(r" (?:of|in) ", row["reason"] or "")[0]} for row in cleaned])
 
 
 def composition(mixed: Rows) -> list[Part]:

@@ -55,7 +55,7 @@ def main() -> None:
         own = Overlap()
         with open(folder / "test.jsonl", encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines]
-        own.add("domain-test", [Item(row["instruction"], (row["response"],)) for row in rows])
+        own.add("domain-test", [Item((row["instruction"],), (row["response"],)) for row in rows])
         began = time.perf_counter()
         cleaned = cleaning.clean(
             candidates(folder / "train.jsonl"), [cleaning.overlap_check(own, "domain-test")], None, 17

@@ -42,13 +42,25 @@ def index(params: Params) -> decontamination.Overlap:
     return overlap
 
 
-def domain_rows(params: Params) -> pa.Table:
-    """The training rows of all domains, under the names that the mix knows them by."""
-    tables = [cleaning.learnt(records.read_table("data/domain/train.parquet", records.DOMAIN_TRAIN), DOMAIN)]
-    for name in params.mix.domains:
-        rows = records.read_table(f"data/domain/others/{name}.parquet", records.DOMAIN_TRAIN)
-        tables.append(cleaning.learnt(rows, f"{DOMAIN}:{name}"))
-    return pa.concat_tables(tables)
+def system_messages(params: Params, conversations: pa.Table) -> set[str]:
+    """Ours, under which answers were asked for: those that instructions drew and the members' own."""
+    own = [member.sampling.system for member in params.committee.values()]
+    return {text for text in (*conversations["system"].to_pylist(), *own) if text is not None}
+
+
+def domain_rows(params: Params, overlap: decontamination.Overlap, ours: set[str]) -> pa.Table:
+    """The training rows of all domains, cleaned, under the names that the mix knows them by.
+
+    A domain is its owner's: only what would spoil the measuring is taken out of it. The domain test set is kin to the
+    main domain alone.
+    """
+    sources = {DOMAIN: ("data/domain/train.parquet", "domain-test")}
+    sources |= {f"{DOMAIN}:{name}": (f"data/domain/others/{name}.parquet", "") for name in params.mix.domains}
+    cleaned = []
+    for source, (path, kin) in sources.items():
+        rows = cleaning.learnt(records.read_table(path, records.DOMAIN_TRAIN), source)
+        cleaned.append(cleaning.clean(rows, [cleaning.overlap_check(overlap, kin, ours)], None, params.seed))
+    return pa.concat_tables(cleaned)
 
 
 def writers(params: Params, source: str | None, borrowed: Sequence[dict[str, Any]]) -> dict[str, cleaning.Writer]:
@@ -79,17 +91,16 @@ def main() -> None:
         metrics.update({f"{name}.{key}": count for key, count in counts.items()})
         print(f"clean {name}: " + ", ".join(f"{key} {count}" for key, count in counts.items()))
 
-    # A domain is its owner's: only what would spoil the measuring is taken out of it.
-    checks = [cleaning.overlap_check(overlap, kin="domain-test")]
-    write("domain_rows", "data/domain/cleaned.parquet", cleaning.clean(domain_rows(params), checks, None, params.seed))
+    conversations = records.read_table("data/conversations.parquet", records.CONVERSATIONS)
+    ours = system_messages(params, conversations)
+    write("domain_rows", "data/domain/cleaned.parquet", domain_rows(params, overlap, ours))
 
     borrowed = records.read("data/borrowed.parquet", records.BORROWED)
-    conversations = records.read_table("data/conversations.parquet", records.CONVERSATIONS)
     Path("data/cleaned").mkdir(parents=True, exist_ok=True)  # also where no variant rehearses
     for name, variant in params.variants.items():
         if variant.rehearsal == "none":
             continue
-        checks = [cleaning.overlap_check(overlap), *of_text]
+        checks = [cleaning.overlap_check(overlap, ours=ours), *of_text]
         if variant.source:
             drawn = records.read_table(f"data/rehearsal/{variant.source}.parquet", records.REHEARSAL)
             candidates = cleaning.rehearsed(drawn)
