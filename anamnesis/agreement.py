@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from anamnesis.controls import room
 from anamnesis.records import seed_of
 from anamnesis.stats import CONFIDENCE, MIN_ITEMS
 
@@ -26,6 +27,9 @@ LEAST_RESAMPLES = 200  # and not fewer resamples than these
 TINY = 1e-9  # a spread below this is rounding, not variance
 
 Statistic = Callable[[np.ndarray], Any]
+Range = tuple[float, float]  # what a figure can be at the least and at the most
+CORRELATION: Range = (-1.0, 1.0)
+SHARE: Range = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -68,38 +72,51 @@ class Bootstrap:
     seed: int
 
     def weights(self, count: int, resamples: int | None = None) -> Iterator[np.ndarray]:
-        """For each resample, how often each of `count` instructions was drawn: the same for every figure."""
+        """For each resample, how often each of `count` instructions was drawn: the same for every figure of `count`."""
         rng = np.random.default_rng(seed_of("agree", self.seed))
         for _ in range(resamples or self.resamples):
             yield np.bincount(rng.integers(0, count, count), minlength=count).astype(float)
 
-    def estimate(self, statistic: Statistic, sums: np.ndarray, n: int, undefined: str) -> Estimate:
-        """`statistic` of the column sums, with the percentile interval over resampled instructions (rows of `sums`).
+    def estimate(
+        self, statistic: Statistic, sums: np.ndarray, n: int, undefined: str, limits: Range | None = None
+    ) -> Estimate:
+        """`statistic` of the column sums, with the interval over resampled instructions (rows of `sums`).
 
         `statistic` takes (..., columns) and gives NaN where it is not defined; `undefined` is then the note. Fewer
-        than MIN_ITEMS instructions give no interval.
+        than MIN_ITEMS instructions give no interval. `limits`: as in `interval`.
         """
         value = float(statistic(sums.sum(axis=0)))
         if not np.isfinite(value):
             return Estimate(None, n=n, note=undefined)
-        if sums.any(axis=1).sum() < MIN_ITEMS:
+        count = int(sums.any(axis=1).sum())
+        if count < MIN_ITEMS:
             return Estimate(value, n=n)
         blocks = np.zeros((min(len(sums), BLOCKS), sums.shape[1]))
         np.add.at(blocks, np.arange(len(sums)) % BLOCKS, sums)  # ids are hashes, so their order means nothing
         draws = np.stack([weights @ blocks for weights in self.weights(len(blocks))])
-        low, high = interval(statistic(draws))
+        low, high = interval(statistic(draws), count, limits)
         return Estimate(value, low, high, n)
 
 
-def interval(draws: np.ndarray) -> tuple[float, float] | tuple[None, None]:
-    """The percentile interval of the resamples in which a figure is defined.
+def interval(draws: np.ndarray, count: int, limits: Range | None = None) -> tuple[float, float] | tuple[None, None]:
+    """The percentile interval of the resamples in which a figure of `count` instructions is defined.
 
-    None where it is defined in too few, and where all agree: that would claim to know the next instruction too.
+    None where it is defined in too few. Where all agree, a share of the instructions below `room` may yet be otherwise:
+    the interval reaches that far towards the `limits` of the figure, and is None for a figure that has none. Nor does
+    any other interval end nearer to a limit than that: instructions that nearly agree say no more than those that do.
     """
     known = draws[np.isfinite(draws)]
-    if len(known) < max(2, DEFINED * len(draws)) or np.ptp(known) < TINY:
+    if len(known) < max(2, DEFINED * len(draws)):
         return None, None
     low, high = np.quantile(known, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    alike = np.ptp(known) < TINY
+    if limits is None:
+        return (None, None) if alike else (float(low), float(high))
+    least, most = limits
+    unseen = room(count)
+    nearest_low, nearest_high = (known[0], known[0]) if alike else (most, least)
+    low = min(low, nearest_low + unseen * (least - nearest_low))
+    high = max(high, nearest_high + unseen * (most - nearest_high))
     return float(low), float(high)
 
 
@@ -158,6 +175,21 @@ def alpha_interval(moments: np.ndarray) -> Any:
     return 1 - divide(within * (votes - 1), np.where(spread > TINY * votes, votes * spread, 0.0))
 
 
+def alpha_centred(moments: np.ndarray, judges: int) -> Any:
+    """`alpha_interval` after each judge's own mean is taken out, of what `_judge_moments` sums, (..., columns).
+
+    The means are those of the sums: resampled with the instructions.
+    """
+    each, cross = moments[..., 3 : 3 + 3 * judges], moments[..., 3 + 3 * judges :]
+    counts, totals, gaps = np.split(each, 3, axis=-1)
+    means = np.nan_to_num(divide(totals, counts))
+    cross = cross.reshape(*cross.shape[:-1], judges, judges)
+    squares = moments[..., 1] - (counts * means**2).sum(axis=-1)
+    crossed = (means[..., :, None] * cross * means[..., None, :]).sum(axis=(-2, -1))
+    within = moments[..., 2] - 2 * (means * gaps).sum(axis=-1) + crossed
+    return alpha_interval(np.stack([moments[..., 0], np.zeros_like(squares), squares, within], axis=-1))
+
+
 def alphas(scored: Scored, bootstrap: Bootstrap) -> dict[str, Estimate]:
     """Krippendorff's alpha of whole ratings (ordinal), of the scores as they are, and with each judge's mean taken out.
 
@@ -178,11 +210,16 @@ def alphas(scored: Scored, bootstrap: Bootstrap) -> dict[str, Estimate]:
     coincidences = scored.sums(*pairs.reshape(len(pairs), -1).T)
     with np.errstate(all="ignore"):
         means = np.nansum(known.scores, axis=0) / np.isfinite(known.scores).sum(axis=0)
-    same = "all votes are the same"
+    centred = _judge_moments(replace(known, scores=known.scores - means))  # the shift is there for the rounding alone
+    same, flat = "all votes are the same", "each judge gave every response the same score"
+
+    def estimate(statistic: Statistic, sums: np.ndarray, undefined: str) -> Estimate:
+        return bootstrap.estimate(statistic, sums, n, undefined, CORRELATION)
+
     return {
-        "ordinal": bootstrap.estimate(alpha_ordinal, coincidences, n, f"{same} when rounded"),
-        "interval": bootstrap.estimate(alpha_interval, _moments(known), n, same),
-        "centred": bootstrap.estimate(alpha_interval, _moments(replace(known, scores=known.scores - means)), n, same),
+        "ordinal": estimate(alpha_ordinal, coincidences, f"{same} when rounded"),
+        "interval": estimate(alpha_interval, _moments(known), same),
+        "centred": estimate(lambda sums: alpha_centred(sums, len(scored.judges)), centred, flat),
     }
 
 
@@ -194,6 +231,27 @@ def _moments(scored: Scored) -> np.ndarray:
     of_response = squares - divide(total**2, votes)
     within = np.where(votes >= 2, votes * of_response / np.maximum(votes - 1, 1), 0.0)
     return scored.sums(votes, total, squares, within)
+
+
+def _judge_moments(scored: Scored) -> np.ndarray:
+    """What `alpha_centred` takes, by instruction: the moments as a polynomial in the judges' means.
+
+    Columns: votes, sum of squares, disagreement within responses; by judge its votes, their sum, and its weighted gap
+    to the mean of the response; by two judges the weight of both in one response.
+    """
+    there = np.isfinite(scored.scores)
+    votes, filled = there.sum(axis=1), np.where(there, scored.scores, 0.0)
+    means = divide(filled.sum(axis=1), votes)[:, None]
+    weight = np.where(votes >= 2, votes / np.maximum(votes - 1, 1), 0.0)[:, None]
+    gaps = np.where(there, filled - means, 0.0)
+    squares, within = (filled**2).sum(axis=1), weight[:, 0] * (gaps**2).sum(axis=1)
+    present = there.astype(float)
+    cross = weight[:, :, None] * (
+        present[:, :, None] * np.eye(there.shape[1])
+        - present[:, :, None] * present[:, None, :] / np.maximum(votes, 1)[:, None, None]
+    )
+    each = (*present.T, *filled.T, *(weight * gaps).T)
+    return scored.sums(votes, squares, within, *each, *cross.reshape(len(cross), -1).T)
 
 
 def kappa(moments: np.ndarray) -> Any:
@@ -219,7 +277,7 @@ def pair(scored: Scored, one: int, two: int, orders: pa.Table, bootstrap: Bootst
     x, y = ratings(a), ratings(b)
     squares = scored.sums(np.ones(len(a)), x, y, x * x, y * y, (x - y) ** 2, where=both)
     found = {
-        "kappa": bootstrap.estimate(kappa, squares, n, "both rounded to one and the same rating"),
+        "kappa": bootstrap.estimate(kappa, squares, n, "both rounded to one and the same rating", CORRELATION),
         "spearman": spearman(scored.instruction[both], a[both], b[both], len(scored.ids), bootstrap),
     }
     ours = orders.filter((pc.field("one") == one) & (pc.field("two") == two))
@@ -230,6 +288,7 @@ def pair(scored: Scored, one: int, two: int, orders: pa.Table, bootstrap: Bootst
         counts,
         int(counts[:, 1].sum()),
         "no two responses to one instruction that both tell apart",
+        SHARE,
     )
     return found
 
@@ -249,12 +308,13 @@ def spearman(groups: np.ndarray, a: np.ndarray, b: np.ndarray, count: int, boots
         weighted = weights * x
         return float(divide(weighted @ y, np.sqrt((weighted @ x) * (weights @ (y * y)))))
 
-    if len(np.unique(groups)) < MIN_ITEMS:
+    instructions = len(np.unique(groups))
+    if instructions < MIN_ITEMS:
         return Estimate(correlation(np.ones(len(a))), n=len(a))
     resamples = min(bootstrap.resamples, max(LEAST_RESAMPLES, RANKED // len(a)))
     resampled = (weights[groups % BLOCKS] for weights in bootstrap.weights(min(count, BLOCKS), resamples))
     draws = [correlation(weights) if weights.any() else np.nan for weights in resampled]
-    low, high = interval(np.array(draws))
+    low, high = interval(np.array(draws), instructions, CORRELATION)
     return Estimate(correlation(np.ones(len(a))), low, high, len(a))
 
 

@@ -25,6 +25,7 @@ CUT = 20  # characters that a cut response keeps
 LEAST_WORDS = 4  # in a response whose order can be spoilt
 # In how many of so few pairs a judge is right says nothing: all of five has a two-sided sign-test p of 0.06.
 MIN_PAIRS = 6
+PLAIN = 20  # from so many pairs on a judge that isn't shown to tell is said not to
 ALPHA = 0.05
 
 EVASIONS = (
@@ -117,9 +118,9 @@ def plant(judged: Sequence[Row], fraction: float, seed: int) -> list[dict[str, A
     """The planted pairs for `fraction` of the instructions of `judged`, one of each kind beside one genuine response.
 
     A row has pair_id, instruction_id, response_id (of the genuine response), instruction, context (the turns before),
-    kind, text, status and reason: `filtered` with a reason where the response offers no such fault. The genuine one is
-    a first sample, so more samples change nothing; the first instructions by hash are taken, each lending its response
-    to the one before it.
+    kind, text, status and reason: `filtered` with a reason where the response offers no such fault, or has it already.
+    The genuine one is a first sample, so more samples change nothing; the first instructions by hash are taken, each
+    lending its response to the one before it.
     """
     genuine: dict[str, Row] = {}
     for row in judged:
@@ -133,6 +134,8 @@ def plant(judged: Sequence[Row], fraction: float, seed: int) -> list[dict[str, A
         neighbour = genuine[order[(place + 1) % len(order)]] if len(order) > 1 else None
         for kind, (make, _) in KINDS.items():
             text, reason = make(row, neighbour, seed)
+            if text is not None and text.split() == row["text"].split():  # the genuine answer has the fault itself
+                text, reason = None, "the same as the genuine answer"
             rows.append(
                 {
                     "pair_id": digest("control", row["response_id"], kind),
@@ -163,14 +166,19 @@ def auc(genuine: np.ndarray, planted: np.ndarray) -> float:
     return float(below.mean() / 2 / len(ordered))
 
 
+def room(count: int) -> float:
+    """The share of cases that may be otherwise where `count` of them are alike, at 95 % (Clopper & Pearson 1934)."""
+    return float(1 - (ALPHA / 2) ** (1 / count))
+
+
 def auc_interval(
     genuine: np.ndarray, planted: np.ndarray, groups: np.ndarray, resamples: int, seed: int
 ) -> tuple[float, float] | tuple[None, None]:
     """The 95 % percentile bootstrap interval of `auc`; whole groups (instructions) are drawn, both sides together.
 
-    `genuine`, `planted` and `groups` have one entry a pair. Where no resample differs (all separate, all tie) the
-    bootstrap knows nothing of the next pair: a share below 1 - 0.025 ** (1 / groups) of pairs may be otherwise (Clopper
-    & Pearson 1934), and the interval leaves room for it. (None, None) with fewer than two groups.
+    `genuine`, `planted` and `groups` have one entry a pair. The bootstrap draws only faults that were seen, so that it
+    knows nothing of the next pair where all are alike, and little where nearly all are: the interval always leaves
+    `room` for pairs that are all wrong, and for pairs that are all right. (None, None) with fewer than two groups.
     """
     _, member_of = np.unique(groups, return_inverse=True)
     count = int(member_of.max(initial=-1)) + 1
@@ -182,11 +190,9 @@ def auc_interval(
         times = np.bincount(rng.integers(count, size=count), minlength=count)
         chosen = np.repeat(pairs, times[member_of])
         drawn[i] = auc(genuine[chosen], planted[chosen])
-    if np.ptp(drawn) == 0:
-        room = 1 - (ALPHA / 2) ** (1 / count)
-        return float(drawn[0] * (1 - room)), float(drawn[0] + room * (1 - drawn[0]))
     low, high = np.quantile(drawn, [ALPHA / 2, 1 - ALPHA / 2])
-    return float(low), float(high)
+    value, unseen = auc(genuine, planted), room(count)
+    return min(float(low), value * (1 - unseen)), max(float(high), value + unseen * (1 - value))
 
 
 def overlap(instruction: str, response: str) -> float:
@@ -254,7 +260,8 @@ def sentence(row: Mapping[str, Any]) -> str:
     figures = f"AUC {row['auc']:.2f} [{row['low']:.2f}, {row['high']:.2f}], n = {n}"
     if not row["tells"]:
         prefers = "; it prefers the planted one" if row["high"] < 0.5 else ""
-        return f"Judge {judge} can't tell a genuine answer from {name} ({figures}){prefers}."
+        found = "isn't shown to tell" if n < PLAIN and not prefers else "can't tell"
+        return f"Judge {judge} {found} a genuine answer from {name} ({figures}){prefers}."
     better = [
         f"{what} ({row[key]:.2f})"
         for key, what in (("length_auc", "length alone"), ("overlap_auc", "word overlap with the instruction"))

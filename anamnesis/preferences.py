@@ -1,19 +1,24 @@
 """What else moves a vote or a pick: who wrote the response, how long it is, which judges sit on the panel.
 
-In: `agreement.Scored` and the winners that stages/sql/agree_winners.sql found. Out: estimates by judge or member.
-Formulas: docs/agreement.md.
+In: `agreement.Scored`, and what panels pick (`winners`). Out: estimates by judge, pair of judges or member. Formulas:
+docs/agreement.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from anamnesis import records, selection, sql
 from anamnesis.agreement import RATINGS, Bootstrap, Estimate, Scored, divide
+from anamnesis.selection import Rule
 from anamnesis.stats import CONFIDENCE
 
-BOTH = "the other judge is the other author: this is the preference of both, added up"
+BOTH = "the other judge wrote the other responses: only what both favour themselves by, added up, is known"
+NO_PAIR = "no response has its vote and another one"
 
 
 def self_preference(scored: Scored, judge: int, bootstrap: Bootstrap) -> Estimate:
@@ -21,8 +26,8 @@ def self_preference(scored: Scored, judge: int, bootstrap: Bootstrap) -> Estimat
 
     For another judge k: the mean of (its score - k's score) over its own responses, minus that mean over the responses
     that neither of them wrote, so that neither strictness nor k's own preference counts. Then the mean over all k.
-    Where nobody else wrote any (two judges who are the two members) the second mean is over k's responses: the two
-    preferences can't be told apart, and the note says so.
+    Where nobody else wrote any (two judges who are the two members) it is not defined, with the note `BOTH`:
+    `self_preference_sum` is all that can be known.
     """
     name = scored.judges[judge]
     own = scored.member == name
@@ -37,13 +42,9 @@ def self_preference(scored: Scored, judge: int, bootstrap: Bootstrap) -> Estimat
     there = np.isfinite(gaps)
     neutral = {k: ~own & (scored.member != scored.judges[k]) for k in others}
     used = [k for k in others if (own & there[:, k]).any() and (neutral[k] & there[:, k]).any()]
-    note = None
     if not used:
-        neutral = dict.fromkeys(others, ~own)
-        used = [k for k in others if (own & there[:, k]).any() and (neutral[k] & there[:, k]).any()]
-        note = BOTH
-    if not used:
-        return Estimate(None, note="no response has its vote and another one")
+        summed = any((own & there[:, k]).any() and (~own & there[:, k]).any() for k in others)
+        return Estimate(None, note=BOTH if summed else NO_PAIR)
     columns = []
     for k in used:
         for side in (own, neutral[k]):
@@ -55,8 +56,38 @@ def self_preference(scored: Scored, judge: int, bootstrap: Bootstrap) -> Estimat
         return (divide(parts[..., 0], parts[..., 1]) - divide(parts[..., 2], parts[..., 3])).mean(axis=-1)
 
     n = int((own & there[:, used].any(axis=1)).sum())
-    found = bootstrap.estimate(preference, scored.sums(*columns), n, "no response has its vote and another one")
-    return Estimate(found.value, found.low, found.high, found.n, note)
+    return bootstrap.estimate(preference, scored.sums(*columns), n, NO_PAIR)
+
+
+def self_preference_sum(scored: Scored, one: int, two: int, bootstrap: Bootstrap) -> Estimate:
+    """By how many points two judges together favour their own responses: whose preference it is can't be told.
+
+    The mean of (score by one - score by two) over one's responses, minus that mean over two's.
+    """
+    gaps = scored.scores[:, one] - scored.scores[:, two]
+    sides = [(scored.member == scored.judges[judge]) & np.isfinite(gaps) for judge in (one, two)]
+    columns = [column for side in sides for column in (np.where(side, gaps, 0.0), side.astype(float))]
+    return bootstrap.estimate(
+        lambda sums: divide(sums[..., 0], sums[..., 1]) - divide(sums[..., 2], sums[..., 3]),
+        scored.sums(*columns),
+        int(sum(side.sum() for side in sides)),
+        "one of them wrote no response that both scored",
+    )
+
+
+def own_minus_others(scored: Scored, judge: int, bootstrap: Bootstrap) -> Estimate:
+    """The mean of (a judge's score - the mean of the others' scores) over its own responses: strictness counts too."""
+    others = np.delete(scored.scores, judge, axis=1)
+    votes = np.isfinite(others).sum(axis=1)
+    gaps = scored.scores[:, judge] - divide(np.nansum(others, axis=1), votes)
+    own = scored.member == scored.judges[judge]
+    there = own & np.isfinite(gaps)
+    return bootstrap.estimate(
+        lambda sums: divide(sums[..., 0], sums[..., 1]),
+        scored.sums(np.where(there, gaps, 0.0), there.astype(float)),
+        int(there.sum()),
+        NO_PAIR if own.any() else "it wrote no judged response",
+    )
 
 
 def length_slope(scored: Scored, judge: int, bootstrap: Bootstrap) -> Estimate:
@@ -88,42 +119,82 @@ def share(count: int, total: int, note: str) -> Estimate:
     return Estimate(count / total, float(found.low), float(found.high), total)
 
 
-def flips(winners: Sequence[dict[str, Any]], judge: str, judges: Sequence[str]) -> dict[str, Estimate]:
-    """How often the winner by rule `mean` is another without this judge, and how often a random one would be.
+@dataclass(frozen=True)
+class Winners:
+    """What a panel of judges picks under one rule: row i of `picks` (`records.SELECTED`) is an instruction, by id."""
+
+    picks: pa.Table
+    candidates: pa.Table  # instruction_id and member of every response that could be picked
+
+    def shares(self, member: str) -> np.ndarray:
+        """The member's share of the candidates to each instruction, NaN where there is none."""
+        ids = self.picks["instruction_id"]
+        places = pc.index_in(self.candidates["instruction_id"], value_set=ids).to_numpy()
+        ours = pc.equal(self.candidates["member"], member).to_numpy()
+        return np.asarray(divide(np.bincount(places[ours], minlength=len(ids)), self.picks["candidates"].to_numpy()))
+
+
+def winners(
+    candidates: str, select: str, pool: pa.Table, responses: pa.Table, judgments: pa.Table, rule: Rule, seed: int
+) -> dict[str, Winners]:
+    """What `rule` picks with all of its judges (key "") and without each one (key: its name), as stage select does.
+
+    `candidates` and `select` are the texts of that stage's statements. A panel without a judge picks nothing and has no
+    key. Of the responses, only ids are in the picks.
+    """
+    texts = responses.schema.get_field_index("text")
+    bare = responses.set_column(texts, "text", pa.nulls(responses.num_rows, pa.string()))  # most of the bytes
+    found = {}
+    for dropped in ("", *rule.judges):
+        panel = replace(rule, judges=[judge for judge in rule.judges if judge != dropped])
+        if not panel.judges:
+            continue
+        query = selection.candidates_query(candidates, panel)
+        ranked = sql.run(query.text, {"responses": bare, "judgments": judgments}, query.parameters)
+        picks = selection.select_variant(select, ranked, pool, bare, judgments, panel, seed)
+        eligible = ranked.filter(pc.greater_equal(ranked["counted"], ranked["needed"]))
+        eligible = eligible.filter(pc.is_in(eligible["instruction_id"], pool["instruction_id"]))
+        found[dropped] = Winners(picks.sort_by("instruction_id"), eligible.select(["instruction_id", "member"]))
+    return found
+
+
+def flips(found: Mapping[str, Winners], judge: str) -> dict[str, Estimate]:
+    """How often the winner is another without this judge, and how often a random one would be.
 
     Over the instructions that have a winner either way and more than one candidate.
     """
-    with_all = {row["instruction_id"]: row for row in winners if row["dropped"] == ""}
-    without = {row["instruction_id"]: row["response_id"] for row in winners if row["dropped"] == judge}
-    contested = [key for key in sorted(without) if key in with_all and len(with_all[key]["candidates"]) > 1]
-    changed = sum(without[key] != with_all[key]["response_id"] for key in contested)
-    note = "no instruction with two candidates" if len(judges) > 1 else "no judge is left without it"
-    chances = [1 - 1 / len(with_all[key]["candidates"]) for key in contested]
-    at_random = Estimate(float(np.mean(chances)), n=len(chances)) if chances else Estimate(None, note=note)
-    return {"flip": share(changed, len(contested), note), "flip_at_random": at_random}
+    if judge not in found:
+        return dict.fromkeys(("flip", "flip_at_random"), Estimate(None, note="no judge is left without it"))
+    picks, without = found[""].picks, found[judge].picks["response_id"]
+    count = picks["candidates"].to_numpy()
+    contested = pc.and_(picks["response_id"].is_valid(), without.is_valid()).to_numpy() & (count > 1)
+    changed = pc.fill_null(pc.not_equal(picks["response_id"], without), False).to_numpy()[contested].sum()
+    note = "no instruction with two candidates"
+    chances = 1 - 1 / count[contested]
+    at_random = Estimate(float(chances.mean()), n=len(chances)) if len(chances) else Estimate(None, note=note)
+    return {"flip": share(int(changed), len(chances), note), "flip_at_random": at_random}
 
 
-def wins(winners: Sequence[dict[str, Any]], member: str, bootstrap: Bootstrap) -> dict[str, Estimate]:
-    """A member's share of the committee's picks, its share of their candidates, and the difference.
-
-    `winners` are those by rule `mean` over all judges and members.
-    """
-    rows = [row for row in winners if row["dropped"] == ""]
-    if not rows:
+def wins(found: Mapping[str, Winners], member: str, bootstrap: Bootstrap) -> dict[str, Estimate]:
+    """A member's share of the committee's picks, its share of their candidates, and the difference."""
+    picks = found[""].picks if found else records.SELECTED.empty_table()
+    decided = picks["response_id"].is_valid().to_numpy()
+    if not decided.any():
         return dict.fromkeys(
             ("win_share", "win_chance", "win_excess"), Estimate(None, note="no instruction was decided")
         )
-    won = np.array([float(row["member"] == member) for row in rows])
-    chance = np.array([row["candidates"].count(member) / len(row["candidates"]) for row in rows])
+    won = pc.equal(picks["member"], member).filter(decided).to_numpy().astype(float)
+    chance = found[""].shares(member)[decided]
     excess = bootstrap.estimate(
         lambda sums: divide(sums[..., 0], sums[..., 1]),
-        np.stack([won - chance, np.ones(len(rows))], axis=1),
-        len(rows),
+        np.stack([won - chance, np.ones(len(won))], axis=1),
+        len(won),
         "no instruction was decided",
+        (-float(chance.mean()), 1 - float(chance.mean())),
     )
     return {
-        "win_share": share(int(won.sum()), len(rows), ""),
-        "win_chance": Estimate(float(chance.mean()), n=len(rows)),
+        "win_share": share(int(won.sum()), len(won), ""),
+        "win_chance": Estimate(float(chance.mean()), n=len(won)),
         "win_excess": excess,
     }
 

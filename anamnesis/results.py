@@ -125,7 +125,7 @@ def _parts(key: str, cell: Comparison) -> dict[str, float]:
     return {f"{key}.{name}": value for name, value in parts.items() if value is not None}
 
 
-def rounded(flat: Mapping[str, float | int]) -> dict[str, float | int]:
+def rounded(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Floats rounded to `DIGITS` digits, without negative zeros."""
     return {key: round(value, DIGITS) + 0.0 if isinstance(value, float) else value for key, value in flat.items()}
 

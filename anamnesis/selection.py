@@ -82,7 +82,7 @@ def candidates_query(text: str, rule: Rule) -> sql.Query:
 
 def select_variant(
     text: str,
-    candidates: sql.Query,
+    candidates: sql.Table,
     pool: pa.Table,
     responses: sql.Table,
     judgments: sql.Table,
@@ -92,8 +92,8 @@ def select_variant(
 ) -> pa.Table:
     """One row of `records.SELECTED` for each instruction of the pool, in no order: the pick, or why there is none.
 
-    `candidates` is `candidates_query` of the same rule. The highest value wins; all within `rule.tie` of it are tied
-    and a seeded hash of their ids decides.
+    `candidates` is `candidates_query` of the same rule, or its rows. The highest value wins; all within `rule.tie` of
+    it are tied and a seeded hash of their ids decides.
     """
     parameters = {
         "judges": list(rule.judges),

@@ -1,7 +1,7 @@
 """One SQL statement on DuckDB: tables in by name, bound parameters, an Arrow table out.
 
-The statements live in stages/sql, one a file; a stage reads its text and hands it to the library, which never looks for
-files itself. Values are bound (`$seed`), never written into the text.
+The statements live in stages/sql, one a file. A stage, or the command `anamnesis.why`, reads a statement's text and
+hands it to the library's functions, which never look for files. Values are bound (`$seed`), never written into it.
 """
 
 import tempfile

@@ -6,7 +6,7 @@ Every sentence follows from a figure and its interval; one that is not defined i
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 from anamnesis.agreement import RATINGS
 from anamnesis.controls import KINDS
@@ -14,6 +14,7 @@ from anamnesis.results import signed
 
 Row = Mapping[str, Any]
 Key = tuple[str, str, str, str]
+Standing = Literal["not defined", "no interval", "above", "below", "not shown"]
 
 # Below it Krippendorff (Content Analysis, 2004, ch. 11) advises against any conclusion, below the second he calls
 # conclusions tentative.
@@ -23,6 +24,7 @@ ALPHAS = {
     "interval": "scores as they are, interval",
     "centred": "the same with each judge's own mean taken out",
 }
+UNCERTAIN = "too few or too uniform for an interval"
 NOTHING: Row = {"value": None, "low": None, "high": None, "n": 0, "note": "there are no judgments"}
 
 
@@ -86,11 +88,22 @@ def _told(row: Row, text: Callable[[float, int], str], decimals: int, chance: fl
     return f"{text(row['value'], decimals)} [{text(low, decimals)}, {text(high, decimals)}]"
 
 
+def standing(row: Row, chance: float) -> Standing:
+    """Where a figure stands to chance; "not shown" takes an interval, and one that holds chance."""
+    if row["value"] is None:
+        return "not defined"
+    if row["low"] is None:
+        return "no interval"
+    return "above" if above(row, chance) else "below" if below(row, chance) else "not shown"
+
+
 def above(row: Row, level: float) -> bool:
+    """Whether the whole interval lies above `level`; never without an interval."""
     return row["low"] is not None and row["low"] > level
 
 
 def below(row: Row, level: float) -> bool:
+    """Whether the whole interval lies below `level`; never without an interval."""
     return row["high"] is not None and row["high"] < level
 
 
@@ -110,6 +123,11 @@ def trust(rows: Sequence[Row], judges: Sequence[str], members: Sequence[str]) ->
     planted = [(judge, kind) for judge in judges for kind in KINDS if ("control", judge, kind, "auc") in found.rows]
     sentences = [_alpha_sentence(found), *_agreement_sentences(found, judges)]
     sentences += [_judge_sentence(found, judge) for judge in judges]
+    sentences += [
+        _sum_sentence(row, *pair)
+        for pair in combinations(judges, 2)
+        if (row := found.get("pair", "self_preference_sum", *pair)) is not NOTHING
+    ]
     if judges:
         sentences += [_member_sentence(found, member) for member in members]
     tables = [_alphas(found), _pairs(found, judges), _ratings(found, judges), _preferences(found, judges)]
@@ -137,6 +155,21 @@ def trust(rows: Sequence[Row], judges: Sequence[str], members: Sequence[str]) ->
     )
 
 
+def summary(rows: Sequence[Row], judges: Sequence[str], members: Sequence[str]) -> list[str]:
+    """The section in short lines: agreement, weight and self-preference, and what the control says."""
+    found = _Rows(rows)
+    lines = [f"alpha, {label}: {told(found.get('alpha', name))}" for name, label in ALPHAS.items()]
+    for one, two in combinations(judges, 2):
+        names = ("kappa", "same_order", "self_preference_sum")
+        kappa, order, both = (found.get("pair", name, one, two) for name in names)
+        lines.append(f"{one} and {two}: kappa {told(kappa)}, same order {_share(order)}")
+        lines += [] if both is NOTHING else [_sum_sentence(both, one, two)]
+    for judge in judges:
+        flip, own = (found.get("judge", name, judge) for name in ("flip", "self_preference"))
+        lines.append(f"{judge}: winners changed without it {_share(flip)}, self-preference {told(own, sign=True)}")
+    return lines + trust(rows, judges, members).control_sentences
+
+
 def _baselines(found: _Rows, judge: str, kind: str) -> tuple[float, ...]:
     values = [found.get("control", name, judge, kind)["value"] for name in ("length_auc", "overlap_auc")]
     return tuple(value for value in values if value is not None)
@@ -153,8 +186,15 @@ def _alpha_sentence(found: _Rows) -> str:
         f"Krippendorff's alpha of the scores is {told(interval)}, of whole ratings {told(ordinal)}, and with each "
         f"judge's own mean taken out {told(centred)}."
     )
-    if not above(centred, 0):
-        return f"{text} No agreement beyond chance is shown."
+    match standing(centred, 0):
+        case "not defined":
+            return f"{text} Whether they agree apart from how strict each of them is can't be said."
+        case "no interval":
+            return f"{text} The votes are {UNCERTAIN}: agreement is neither shown nor ruled out."
+        case "below":
+            return f"{text} They disagree more than by chance."
+        case "not shown":
+            return f"{text} No agreement beyond chance is shown."
     if centred["value"] < UNRELIABLE:
         return f"{text} That is more than chance, and less than the {UNRELIABLE} that conclusions should rest on."
     if centred["value"] < TENTATIVE:
@@ -166,32 +206,55 @@ def _agreement_sentences(found: _Rows, judges: Sequence[str]) -> list[str]:
     """Who agrees with whom on the order of two responses to one instruction: all that selection uses."""
     if len(judges) < 2:
         return []
-    agree = {(one, two): above(found.get("pair", "same_order", one, two), 0.5) for one, two in combinations(judges, 2)}
+    rows = {(one, two): found.get("pair", "same_order", one, two) for one, two in combinations(judges, 2)}
     if len(judges) == 2:
-        row = found.get("pair", "same_order", *judges)
-        if row["value"] is None:
-            return [f"How {judges[0]} and {judges[1]} order responses can't be compared: {row['note']}."]
-        text = (
-            f"Of two responses to one instruction, {judges[0]} and {judges[1]} prefer the same one in {_share(row)} "
-            "of cases; chance is 50 %."
+        return [_order_sentence(rows[judges[0], judges[1]], *judges)]
+    return [
+        _company_sentence(
+            judge, {one if two == judge else two: row for (one, two), row in rows.items() if judge in (one, two)}
         )
-        if below(row, 0.5):
-            return [f"{text} They tend to prefer opposite ones."]
-        return [
-            text if agree[judges[0], judges[1]] else f"{text} At least one of them sees nothing that the other sees."
-        ]
-    sentences = []
-    for judge in judges:
-        others = [
-            next(name for name in pair if name != judge) for pair, agrees in agree.items() if judge in pair and agrees
-        ]
-        sentences.append(
-            f"Of two responses to one instruction, {judge} tends to prefer the same one as {' and '.join(others)}."
-            if others
-            else f"Judge {judge} agrees with no other judge beyond chance on the order of two responses: its votes are "
+        for judge in judges
+    ]
+
+
+def _order_sentence(row: Row, one: str, two: str) -> str:
+    """Two judges alone."""
+    if row["value"] is None:
+        return f"How {one} and {two} order responses can't be compared: {row['note']}."
+    text = (
+        f"Of two responses to one instruction, {one} and {two} prefer the same one in {_share(row)} of cases; chance "
+        "is 50 %."
+    )
+    match standing(row, 0.5):
+        case "below":
+            return f"{text} They tend to prefer opposite ones."
+        case "no interval":
+            return f"{text} The cases are {UNCERTAIN}: agreement is neither shown nor ruled out."
+        case "not shown":
+            return f"{text} No agreement is shown: the votes of one of them, or of both, may be noise."
+    return text
+
+
+def _company_sentence(judge: str, rows: Mapping[str, Row]) -> str:
+    """One judge among several; `rows` are its pairs by the other judge."""
+    by: dict[str, list[str]] = {}
+    for other, row in rows.items():
+        by.setdefault(standing(row, 0.5), []).append(other)
+    same_as = (("above", "the same one as"), ("below", "the other one than"))
+    if tends := [f"prefer {which} {' and '.join(by[key])}" for key, which in same_as if key in by]:
+        return f"Of two responses to one instruction, {judge} tends to {' and to '.join(tends)}."
+    if set(by) == {"not shown"}:
+        return (
+            f"Judge {judge} agrees with no other judge beyond chance on the order of two responses: its votes are "
             "noise, or something that no other judge sees."
         )
-    return sentences
+    reasons = {
+        "not shown": "no agreement is shown",
+        "no interval": f"the cases are {UNCERTAIN}",
+        "not defined": f"not defined: {'; '.join(sorted({str(row['note']) for row in rows.values() if row['note']}))}",
+    }
+    told_by = [f"with {' and '.join(by[key])} {reason}" for key, reason in reasons.items() if key in by]
+    return f"Whether judge {judge} orders two responses as others do can't be said: {'; '.join(told_by)}."
 
 
 def _judge_sentence(found: _Rows, judge: str) -> str:
@@ -205,18 +268,35 @@ def _judge_sentence(found: _Rows, judge: str) -> str:
     elif below(own, 0):
         text = f"Judge {judge} scores its own responses lower, by {told(own, sign=True)} points"
     else:
-        text = f"Judge {judge}: no self-preference shown ({told(own, sign=True)} points)"
-    text += f" ({own['note']})" if own["note"] and own["value"] is not None else ""
+        text = f"Judge {judge}: no self-preference shown ({told(own, sign=True)} points{_unless_interval(own)})"
     if length["value"] is None:
         text += f"; taste for length not defined ({length['note']})"
     elif above(length, 0) or below(length, 0):
         more = "longer" if length["value"] > 0 else "shorter"
         text += f"; it scores {more} responses higher ({told(length, 3, sign=True)} points for twice the length)"
     else:
-        text += f"; no taste for length shown ({told(length, 3, sign=True)} points for twice the length)"
+        points = f"{told(length, 3, sign=True)} points for twice the length{_unless_interval(length)}"
+        text += f"; no taste for length shown ({points})"
     if flip["value"] is None:
         return f"{text}; its weight in the picks is not defined ({flip['note']})."
     return f"{text}; without it {_share(flip)} of the winners change (picked at random: {100 * random['value']:.0f} %)."
+
+
+def _unless_interval(row: Row) -> str:
+    """Why a figure shows nothing, where it is for want of an interval."""
+    return f", {UNCERTAIN}" if standing(row, 0) == "no interval" else ""
+
+
+def _sum_sentence(row: Row, one: str, two: str) -> str:
+    """Two judges whose self-preferences are known as a sum alone."""
+    match standing(row, 0):
+        case "not defined":
+            return f"What {one} and {two} together favour their own by is not defined ({row['note']})."
+        case "no interval" | "not shown":
+            points = f"{told(row, sign=True)} points added up{_unless_interval(row)}"
+            return f"No preference of {one} and {two} together for their own is shown ({points})."
+    verb = "favour" if row["value"] > 0 else "disfavour"
+    return f"{one} and {two} together {verb} their own by {told(row, sign=True)} points; which of them can't be told."
 
 
 def _member_sentence(found: _Rows, member: str) -> str:
@@ -229,7 +309,7 @@ def _member_sentence(found: _Rows, member: str) -> str:
     )
     if above(excess, 0) or below(excess, 0):
         return f"{text}: picked {'more' if excess['value'] > 0 else 'less'} often than by chance."
-    return f"{text}: no difference to chance shown."
+    return f"{text}: no difference to chance shown{_unless_interval(excess)}."
 
 
 # ------------------------------------------------------------------------------------------------------------ tables
@@ -271,14 +351,20 @@ def _ratings(found: _Rows, judges: Sequence[str]) -> Table:
 def _preferences(found: _Rows, judges: Sequence[str]) -> Table:
     lines = []
     for judge in judges:
-        own, length, flip, random = (
-            found.get("judge", name, judge) for name in ("self_preference", "length_slope", "flip", "flip_at_random")
+        own, plain, length, flip, random = (
+            found.get("judge", name, judge)
+            for name in ("self_preference", "own_minus_others", "length_slope", "flip", "flip_at_random")
         )
         chance = "–" if random["value"] is None else f"{100 * random['value']:.0f} %"
-        lines.append([judge, told(own, sign=True), told(length, 3, sign=True), _share(flip), chance])
-    header = ["judge", "self-preference", "for twice the length", "winners changed without it", "at random"]
-    caption = "What moves a judge, in points of its score, and what its votes change under rule mean"
-    return Table("preferences", caption, header, lines, (4,))
+        moved = [told(row, sign=True) for row in (own, plain)]
+        lines.append([judge, *moved, told(length, 3, sign=True), _share(flip), chance])
+    header = ["judge", "self-preference", "own minus others' score", "for twice the length"]
+    header += ["winners changed without it", "at random"]
+    caption = (
+        "What moves a judge, in points of its score, and what its votes change under rule mean. Its score of its own "
+        "responses minus that of the others is higher for a generous judge too"
+    )
+    return Table("preferences", caption, header, lines, (5,))
 
 
 def _members(found: _Rows, members: Sequence[str]) -> Table:

@@ -11,13 +11,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from anamnesis import agreement, controls, preferences, records, sql
+from anamnesis import agreement, controls, preferences, records, sql, trust
 from anamnesis import params as settings
 from anamnesis.agreement import Bootstrap, Estimate
 from anamnesis.errors import run
+from anamnesis.params import THRESHOLDS, Select
 from anamnesis.results import rounded
+from anamnesis.selection import Rule
 
 KEY = ["about", "subject", "other", "figure"]
+EVERY = 2**31 - 1  # samples of a member that may win: all of them
 
 
 def _all(folder: str, keys: list[str], schema: pa.Schema) -> pa.Table:
@@ -29,7 +32,7 @@ def _all(folder: str, keys: list[str], schema: pa.Schema) -> pa.Table:
 def rows_of(about: str, subject: str, other: str, found: dict[str, Estimate]) -> list[dict[str, Any]]:
     """Rows of `records.AGREEMENT`."""
     name = {"about": about, "subject": subject, "other": other}
-    return [name | {"figure": figure} | vars(estimate) for figure, estimate in found.items()]
+    return [name | {"figure": figure} | rounded(vars(estimate)) for figure, estimate in found.items()]
 
 
 def agree(
@@ -40,7 +43,7 @@ def agree(
     *,
     members: list[str],
     judges: list[str],
-    min_votes: int,
+    select: Select,
     bootstrap: Bootstrap,
 ) -> list[dict[str, Any]]:
     """Every figure, as rows of `records.AGREEMENT`; tables as in records.py, all members and judges together."""
@@ -52,20 +55,30 @@ def agree(
     scored = agreement.scored_of(table, judges)
     votes = sql.run(sql.statement("stages/sql/agree_votes.sql"), {"scored": table, "judgments": judgments}, panel)
     orders = sql.run(sql.statement("stages/sql/agree_orders.sql"), {"scored": table}, {})
-    winners = sql.run(
-        sql.statement("stages/sql/agree_winners.sql"),
-        {"scored": table},
-        panel | {"min_votes": min_votes, "seed": bootstrap.seed},
-    ).to_pylist()
+    ids = table["instruction_id"].unique()
+    winners = preferences.winners(
+        sql.statement("stages/sql/candidates.sql"),
+        sql.statement("stages/sql/select.sql"),
+        pa.table({"instruction_id": ids, "instruction": ids, "held_out": [False] * len(ids)}),
+        responses,
+        judgments,
+        Rule("mean", members, judges, EVERY, **{name: getattr(select, name) for name in THRESHOLDS}),
+        bootstrap.seed,
+    )
 
     rows = rows_of("alpha", "", "", agreement.alphas(scored, bootstrap))
     for i, judge in enumerate(judges):
-        found = preferences.votes(votes, judge, scored) | preferences.flips(winners, judge, judges)
+        found = preferences.votes(votes, judge, scored) | preferences.flips(winners, judge)
+        found["own_minus_others"] = preferences.own_minus_others(scored, i, bootstrap)
         found["self_preference"] = preferences.self_preference(scored, i, bootstrap)
         found["length_slope"] = preferences.length_slope(scored, i, bootstrap)
         rows += rows_of("judge", judge, "", found)
+    summed = {row["subject"] for row in rows if row["note"] == preferences.BOTH}
     for one, two in combinations(range(len(judges)), 2):
-        rows += rows_of("pair", judges[one], judges[two], agreement.pair(scored, one, two, orders, bootstrap))
+        found = agreement.pair(scored, one, two, orders, bootstrap)
+        if summed & {judges[one], judges[two]}:
+            found["self_preference_sum"] = preferences.self_preference_sum(scored, one, two, bootstrap)
+        rows += rows_of("pair", judges[one], judges[two], found)
     for member in members:
         rows += rows_of("member", member, "", preferences.wins(winners, member, bootstrap))
     return rows + control_rows(
@@ -92,7 +105,7 @@ def metrics_of(rows: list[dict[str, Any]]) -> dict[str, float | int]:
         for key, value in ((name, row["value"]), (f"{name}.low", row["low"]), (f"{name}.high", row["high"])):
             if value is not None:
                 flat[key] = value
-    return rounded(flat)
+    return flat
 
 
 def main() -> None:
@@ -114,14 +127,13 @@ def main() -> None:
         instructions,
         members=members,
         judges=judges,
-        min_votes=params.select.min_votes,
+        select=params.select,
         bootstrap=bootstrap,
     )
     records.write("data/agreement.parquet", rows, records.AGREEMENT, KEY)
     records.write_metrics("metrics/judging.json", metrics_of(rows))
-    alpha = next(row for row in rows if row["about"] == "alpha" and row["figure"] == "interval")
-    said = alpha["note"] or f"Krippendorff's alpha {alpha['value']:.2f}"
-    print(f"agree: {len(judges)} judges, {judgments.num_rows} votes asked for, {said}")
+    print(f"agree: {len(judges)} judges, {judgments.num_rows} votes asked for")
+    print(*trust.summary(rows, judges, members), sep="\n")
 
 
 if __name__ == "__main__":

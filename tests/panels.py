@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from anamnesis import records
 from anamnesis.agreement import Bootstrap, Scored
+from anamnesis.params import Select
 from stages import agree
 
 NAN = math.nan
@@ -86,7 +87,9 @@ def noise(row: dict[str, Any], rng: random.Random) -> float:
     return rng.uniform(1, 5)
 
 
-def rows_of(responses: Rows, judgments: Rows, judges: list[str], members: list[str] | None = None) -> Rows:
+def rows_of(
+    responses: Rows, judgments: Rows, judges: list[str], members: list[str] | None = None, select: Select | None = None
+) -> Rows:
     """Every row that the stage writes, but for control pairs."""
     return agree.agree(
         pa.Table.from_pylist(responses, records.RESPONSES),
@@ -95,7 +98,7 @@ def rows_of(responses: Rows, judgments: Rows, judges: list[str], members: list[s
         records.INSTRUCTIONS.empty_table(),
         members=MEMBERS if members is None else members,
         judges=judges,
-        min_votes=1,
+        select=Select(min_votes=1) if select is None else select,
         bootstrap=Bootstrap(200, 17),
     )
 

@@ -15,7 +15,7 @@ from anamnesis import controls, likeness, records
 from anamnesis.agreement import Bootstrap
 from anamnesis.distribution import Distance, Estimate, Floor, shares
 from anamnesis.instruction_types import TYPES
-from anamnesis.params import Params
+from anamnesis.params import Params, Select
 from anamnesis.records import digest
 from stages import agree
 
@@ -327,7 +327,7 @@ def write_run(root: Path, raw: dict[str, Any], measures: list[str] | None = None
         pa.Table.from_pylist(probed, records.INSTRUCTIONS),
         members=params.members(),
         judges=params.enabled_judges(),
-        min_votes=1,
+        select=Select(min_votes=1),
         bootstrap=Bootstrap(100, params.seed),
     )
     records.write(data / "agreement.parquet", figures, records.AGREEMENT, agree.KEY)

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -70,6 +71,21 @@ def test_a_strict_judge_lowers_alpha_but_not_the_centred_one() -> None:
     assert found["centred"].value == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("judges", [2, 4])
+def test_centred_alpha_takes_the_means_out_of_every_resample(judges: int) -> None:
+    """Of whatever rows, what the sums give is alpha of the scores centred on those rows' own means."""
+    rng = np.random.default_rng(judges)
+    scores = rng.normal(3, 1, (30, 1)) + rng.normal(0, 0.8, (30, judges)) + np.arange(judges)
+    scores[rng.random(scores.shape) < 0.2] = NAN
+    scores[np.isfinite(scores).sum(axis=1) < 2] = NAN
+    sums = agreement._judge_moments(of_scores(scores))
+    for _ in range(5):
+        times = np.bincount(rng.integers(0, 30, 30), minlength=30)
+        drawn = np.repeat(scores, times, axis=0)
+        centred = drawn - np.nanmean(drawn, axis=0)
+        assert agreement.alpha_centred(times @ sums, judges) == pytest.approx(brute_alpha(centred, False))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_kappa_is_scikit_learn_s(seed: int) -> None:
     from sklearn.metrics import cohen_kappa_score
@@ -130,6 +146,21 @@ def test_the_rank_correlation_s_interval_is_fisher_s_for_few_and_for_many() -> N
         width = np.arctanh(found.high) - np.arctanh(found.low)
         wanted = 2 * 1.96 * ((1 + found.value**2 / 2) / (count - 3)) ** 0.5  # Bonett and Wright 2000
         assert width == pytest.approx(wanted, rel=0.2)
+
+
+@pytest.mark.parametrize("count", [6, 20])
+def test_more_agreement_never_has_the_lower_bound_of_less(count: int) -> None:
+    """Of `count` instructions some are in the opposite order; where none is, there is room for some all the same."""
+    lows = []
+    for wrong in range(count):
+        sums = np.stack([np.arange(count) >= wrong, np.ones(count)], axis=1).astype(float)
+        share = Bootstrap(300, 1).estimate(
+            lambda sums: agreement.divide(sums[..., 0], sums[..., 1]), sums, count, "", agreement.SHARE
+        )
+        assert share.low is not None
+        lows.append(share.low)
+    assert lows[0] == pytest.approx(0.025 ** (1 / count))  # Clopper and Pearson's bound
+    assert lows == sorted(lows, reverse=True)
 
 
 def test_copies_of_a_response_do_not_narrow_an_interval() -> None:
@@ -196,10 +227,29 @@ def test_orders_need_two_scores_of_both_judges() -> None:
     assert found == [("i001", 0, 1, 1, 0)]  # x prefers b, y prefers a; instruction 0 lacks a vote of y
 
 
+def winners_of(responses: Rows, judgments: Rows, rule: selection.Rule) -> dict[str, preferences.Winners]:
+    ids = sorted({row["instruction_id"] for row in responses if row["status"] == "ok"})
+    return preferences.winners(
+        sql.statement("stages/sql/candidates.sql"),
+        sql.statement("stages/sql/select.sql"),
+        pa.table({"instruction_id": ids, "instruction": ids, "held_out": [False] * len(ids)}),
+        pa.Table.from_pylist(responses, records.RESPONSES),
+        pa.Table.from_pylist(judgments, records.JUDGMENTS),
+        rule,
+        17,
+    )
+
+
 def test_winners_with_all_judges_and_without_each() -> None:
-    rows = table_of("winners", {"judges": ["x", "y"], "min_votes": 2, "seed": 17})
-    found = {(row["instruction_id"], row["dropped"]): row["response_id"] for row in rows}
-    assert found == {
+    responses, judgments = small()
+    found = winners_of(responses, judgments, selection.Rule("mean", ["a", "b"], ["x", "y"], 3, min_votes=2))
+    picked = {
+        (row["instruction_id"], dropped): row["response_id"]
+        for dropped, winners in found.items()
+        for row in winners.picks.to_pylist()
+        if row["response_id"]
+    }
+    assert picked == {
         ("i000", ""): "000a0",  # the other has one vote of two
         ("i000", "x"): "000a0",
         ("i000", "y"): "000a0",
@@ -207,36 +257,48 @@ def test_winners_with_all_judges_and_without_each() -> None:
         ("i001", "x"): "001a0",
         ("i001", "y"): "001b0",
     }
-    assert preferences.flips(rows, "y", ["x", "y"])["flip"].value == 1.0  # of the one with two candidates
-    assert preferences.flips(rows, "x", ["x", "y"])["flip"].value == 0.0
-    assert preferences.flips(rows, "x", ["x", "y"])["flip_at_random"].value == 0.5
-    wins = preferences.wins(rows, "a", FEW)
+    assert preferences.flips(found, "y")["flip"].value == 1.0  # of the one with two candidates
+    assert preferences.flips(found, "x")["flip"].value == 0.0
+    assert preferences.flips(found, "x")["flip_at_random"].value == 0.5
+    wins = preferences.wins(found, "a", FEW)
     assert (wins["win_share"].value, wins["win_chance"].value, wins["win_excess"].value) == (1.0, 0.75, 0.25)
 
 
-def test_winners_are_those_that_selection_picks() -> None:
-    """Whole ratings of three judges tie often, so the seeded hash decides as well."""
+def test_a_tie_that_is_wide_and_votes_that_are_not_asked_for_count_as_in_stage_select() -> None:
+    """Under a wide tie every candidate may win, whatever its mean; under min_votes 0 one without a vote may, too."""
+    responses, judgments = votes_of({"x": lambda row, rng: rng.uniform(1, 5)}, instructions=30)
+    judgments = [row for row in judgments if not row["response_id"].endswith("c0")]
+    none, wide = (
+        winners_of(responses, judgments, selection.Rule("mean", MEMBERS, ["x"], 3, min_votes=votes, tie=tie))[""]
+        for votes, tie in ((1, 0.0), (0, 5.0))
+    )
+    best = {row["instruction_id"]: row["response_id"] for row in none.picks.to_pylist()}
+    other = {row["instruction_id"]: row["response_id"] for row in wide.picks.to_pylist()}
+    assert sum(best[key] != other[key] for key in best) > 15
+    assert any(key.endswith("c0") for key in other.values())
+    assert (none.shares("c")[0], wide.shares("c")[0]) == (2 / 8, 3 / 9)
+
+
+@pytest.mark.parametrize("thresholds", [{"min_votes": 2}, {"min_votes": 0, "tie": 0.5}, {"min_score": 3.0}])
+def test_winners_are_those_that_stage_select_picks(thresholds: dict[str, Any]) -> None:
+    """Whole ratings of three judges tie often, so the seeded hash decides as well; texts are no part of it."""
     coarse: Judge = lambda row, rng: None if rng.random() < 0.2 else float(rng.randint(2, 4))  # noqa: E731
     responses, judgments = votes_of({"x": coarse, "y": coarse, "z": coarse})
-    tables = [
+    rule = selection.Rule("mean", MEMBERS, ["x", "y", "z"], samples=3, **thresholds)
+    found = winners_of(responses, judgments, rule)
+    assert list(found) == ["", "x", "y", "z"]
+    tables = (
         pa.Table.from_pylist(responses, records.RESPONSES),
         pa.Table.from_pylist(judgments, records.JUDGMENTS),
-    ]
-    panel = {"judges": ["x", "y", "z"]}
-    both = {"responses": tables[0], "judgments": tables[1]}
-    found = sql.run(sql.statement("stages/sql/agree_scores.sql"), both, panel | {"members": MEMBERS})
-    rows = sql.run(
-        sql.statement("stages/sql/agree_winners.sql"), {"scored": found}, panel | {"min_votes": 2, "seed": 17}
-    ).to_pylist()
+    )
     ids = sorted({row["instruction_id"] for row in responses})
     pool = pa.table({"instruction_id": ids, "instruction": ids, "held_out": [False] * len(ids)})
     for dropped, judges in {"": ["x", "y", "z"], "y": ["x", "z"]}.items():
-        rule = selection.Rule("mean", MEMBERS, judges, samples=3, min_votes=2)
-        query = selection.candidates_query(sql.statement("stages/sql/candidates.sql"), rule)
+        panel = replace(rule, judges=judges)
+        query = selection.candidates_query(sql.statement("stages/sql/candidates.sql"), panel)
         best = sql.statement("stages/sql/select.sql")
-        picked = selection.select_variant(best, query, pool, *tables, rule, seed=17).to_pylist()
-        ours = {row["instruction_id"]: row["response_id"] for row in rows if row["dropped"] == dropped}
-        assert ours == {row["instruction_id"]: row["response_id"] for row in picked if row["response_id"]}
+        picked = selection.select_variant(best, query, pool, *tables, panel, seed=17).sort_by("instruction_id")
+        assert found[dropped].picks.drop_columns("response") == picked.drop_columns("response")
 
 
 # ------------------------------------------------------------------------------------------------ preferences by hand
@@ -264,10 +326,26 @@ def test_strictness_is_no_self_preference() -> None:
 
 
 def test_two_judges_who_are_the_two_members_share_one_figure() -> None:
-    rows = [(i, "ab"[i % 2], 9, [3 + (i % 2 == 0), 3.0]) for i in range(20)]
-    mine, yours = (preferences.self_preference(scored("a b", rows), judge, FEW) for judge in (0, 1))
-    assert mine.value == yours.value == 1.0
-    assert mine.note == yours.note == preferences.BOTH
+    """Judge a alone favours its own by a point: nothing in the votes says that it isn't b."""
+    rows = [(i, "ab"[i % 2], 9, [3 + (i % 2 == 0) + i / 100, 3.0]) for i in range(20)]
+    table = scored("a b", rows)
+    for judge in (0, 1):
+        found = preferences.self_preference(table, judge, FEW)
+        assert (found.value, found.note) == (None, preferences.BOTH)
+    both = preferences.self_preference_sum(table, 0, 1, FEW)
+    assert both.value == pytest.approx(0.99)
+    assert both.low is not None
+    assert both.low > 0.8
+    assert both.n == 20
+
+
+def test_own_minus_others_is_over_its_own_responses_and_holds_strictness() -> None:
+    table = scored("a b c", [(0, "a", 9, [4, 2, 3]), (0, "a", 9, [4, NAN, 2]), (0, "b", 9, [5, 1, 1])])
+    found = preferences.own_minus_others(table, 0, FEW)
+    assert (found.value, found.n) == (pytest.approx((1.5 + 2) / 2), 2)
+    assert preferences.own_minus_others(table, 2, FEW).note == "it wrote no judged response"
+    strict = scored("a b", [(i, "ab"[i % 2], 9, [2.0 + i / 50, 3.5 + i / 50]) for i in range(12)])
+    assert preferences.own_minus_others(strict, 0, FEW).value == pytest.approx(-1.5)
 
 
 def test_length_slope_is_within_instructions() -> None:

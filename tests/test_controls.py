@@ -177,6 +177,34 @@ def test_an_interval_without_spread_still_leaves_room_for_the_next_pair() -> Non
     assert auc_interval(ones[:1], ones[:1], groups[:1], 100, 1) == (None, None)
 
 
+@pytest.mark.parametrize("count", [6, 7, 20, 60])
+def test_a_judge_that_is_wrong_more_often_gets_no_better_interval(count: int) -> None:
+    """From a clean separation on, one genuine score after the other falls below all planted ones."""
+    planted, groups = np.arange(count) / count, np.arange(count)
+    falling = [np.where(groups < wrong, -1.0, 2.0) + planted for wrong in range(count + 1)]
+    ends = [auc_interval(genuine, planted, groups, 100, 1) for genuine in falling]
+    lows, highs = ([end or 0.0 for end in side] for side in zip(*ends, strict=True))
+    assert lows == sorted(lows, reverse=True)
+    assert highs == sorted(highs, reverse=True)
+    assert (highs[0], lows[-1]) == (1.0, 0.0)
+    # the least fault there is: one planted response above one genuine one, of other instructions
+    nearly = planted + 2.0
+    nearly[1] = planted[-1] - 0.5 / count
+    low, _ = auc_interval(nearly, planted, groups, 100, 1)
+    assert low is not None
+    assert low < lows[0]
+
+
+@pytest.mark.parametrize("count", [6, 7, 10, 20])
+def test_a_coin_is_hardly_ever_said_to_tell(count: int) -> None:
+    rng, told, runs = np.random.default_rng(4), 0, 200
+    for run in range(runs):
+        common, noise = rng.normal(size=count), rng.normal(size=(2, count))
+        low, _ = auc_interval(*(common + noise), np.arange(count), 100, run)
+        told += low is not None and low > 0.5
+    assert told / runs <= 0.06
+
+
 def test_pairs_of_one_instruction_are_drawn_together() -> None:
     rng = np.random.default_rng(2)
     genuine, planted = rng.normal(1, 1, 20), rng.normal(0, 1, 20)
@@ -250,6 +278,14 @@ def test_missing_votes_are_no_pairs_and_few_pairs_no_verdict() -> None:
     assert 0.5 < rows["evasive"]["low"] < 1.0
 
 
+def test_few_pairs_show_nothing_and_more_show_that_there_is_nothing() -> None:
+    row = {"judge": "j", "kind": "cut", "auc": 0.55, "low": 0.3, "high": 0.8, "tells": False}
+    assert sentence(row | {"n": 7}).startswith("Judge j isn't shown to tell a genuine answer from")
+    assert "n = 7" in sentence(row | {"n": 7})
+    assert sentence(row | {"n": 20}).startswith("Judge j can't tell")
+    assert sentence(row | {"n": 7, "low": 0.1, "high": 0.4}).endswith("; it prefers the planted one.")
+
+
 def test_no_control_gives_no_rows() -> None:
     made = tables(4, noisy, ("good",))
     assert auc_rows(made[0], made[1].slice(0, 0), *made[2:], resamples=100, seed=17) == []
@@ -263,3 +299,12 @@ def test_overlap_counts_words_that_mean_something() -> None:
 def test_every_kind_has_words_for_a_sentence() -> None:
     assert all(words.startswith(("the ", "an ")) for _, words in KINDS.values())
     assert controls.EVASIONS
+
+
+def test_a_planted_response_that_is_the_genuine_one_is_no_pair() -> None:
+    rows = judged(1)
+    evasion = by_kind(plant(rows, 1.0, 17), "evasive")[0]["text"]
+    for text, kind in ((f"{evasion}\n", "evasive"), ("Twenty letters, not.   \n", "cut")):
+        (row,) = by_kind(plant([rows[0] | {"text": text}], 1.0, 17), kind)
+        assert (row["text"], row["status"]) == (None, "filtered")
+        assert row["reason"] == "the same as the genuine answer"

@@ -14,7 +14,7 @@ from fault_server import FaultServer, fault_server, reply_to
 
 from anamnesis import controls, records
 from anamnesis.errors import QUALITY, UserError
-from stages import agree, converse, judge, rehearse, respond, select
+from stages import agree, clean, converse, judge, mix, rehearse, respond, select
 
 INSTRUCTIONS, MEMBERS, JUDGES, SAMPLES = 10, 3, 2, 3
 RESPONSES = INSTRUCTIONS * MEMBERS * SAMPLES
@@ -150,6 +150,37 @@ def test_half_of_the_instructions_get_planted_pairs(pipeline: Pipeline) -> None:
         assert Counter(row["kind"] for row in rows) == dict.fromkeys(controls.KINDS, INSTRUCTIONS // 2)
         assert {row["reason"] for row in rows if row["kind"] == "wrong_number"} == {"no number"}
         assert all((row["parse"] is None) == (row["status"] == "filtered") for row in rows)
+
+
+def test_no_planted_text_and_no_pair_id_is_ever_selected_or_mixed(
+    pipeline: Pipeline, smollm2_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline.params["judging"]["control"] = 1.0
+    pipeline.params["clean"] |= {"near_duplicates": None, "evaluation_sets": {}}
+    pipeline.params["mix"]["total"] = 7
+    pipeline.run()
+    turns = [{"role": "user", "content": "Where is the moss?"}, {"role": "assistant", "content": "On page 7."}]
+    row = {"row_id": "d1", "messages": turns, "source": "own", "licence": "MIT"}
+    records.write("data/domain/train.parquet", [row], records.DOMAIN_TRAIN, ["row_id"])
+    row = {"row_id": "t1", "kind": "text", "messages": [{"role": "user", "content": "And the fern?"}, turns[1]]}
+    records.write("data/domain/test.parquet", [row], records.DOMAIN_TEST, ["row_id"])
+    clean.main()
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: smollm2_tokenizer)
+    mix.main()
+
+    genuine = {text for _, text in complete(pipeline).values()}  # the answer to another instruction is one of these
+    names = pipeline.params["judges"]
+    planted = [row for name in names for row in records.read(f"data/controls/{name}.parquet", records.CONTROLS)]
+    texts = {row["text"] for row in planted} - genuine - {None}
+    assert len(texts) > INSTRUCTIONS
+    selected = records.read("data/selected/committee.parquet", records.SELECTED)
+    mixed = records.read("data/mixed/committee.parquet", records.MIXED)
+    answers = {row["response"] for row in selected if row["status"] == "ok"}
+    learnt = {turn["content"] for row in mixed for turn in row["messages"]}
+    assert len(answers & learnt) == 6
+    assert not texts & (answers | learnt)
+    everything = json.dumps([selected, mixed])
+    assert not any(row["pair_id"] in everything for row in planted)
 
 
 def test_one_more_instruction(pipeline: Pipeline) -> None:

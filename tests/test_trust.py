@@ -3,8 +3,10 @@
 import json
 import math
 import random
+import re
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 from panels import MEMBERS, Judge, Rows, fair, figures, noise, rows_of, votes_of
@@ -39,7 +41,7 @@ def test_a_favoured_member_wins_more_than_its_share_of_the_candidates() -> None:
 
 
 def test_a_random_judge_is_found_and_the_others_are_not() -> None:
-    found = figures({"x": fair, "y": fair, "dice": noise})
+    found = figures({"x": fair, "y": fair, "dice": noise}, seed=3)  # in a draw of 20 a die is above or below chance
     assert found["pair.x.y.same_order"]["low"] > 0.6
     assert found["pair.x.y.spearman"]["low"] > 0.5
     assert found["pair.x.y.kappa"]["low"] > 0.3
@@ -57,7 +59,7 @@ def test_two_random_judges_agree_on_nothing() -> None:
     found = figures({"x": noise, "y": noise})
     said = trust.trust(list(found.values()), ["x", "y"], MEMBERS).sentences
     assert "No agreement beyond chance is shown." in said[0]
-    assert "At least one of them sees nothing that the other sees" in said[1]
+    assert "the votes of one of them, or of both, may be noise" in said[1]
 
 
 def test_a_judge_of_length_is_found_and_a_fair_one_is_not() -> None:
@@ -80,6 +82,112 @@ def test_missing_votes_are_counted_and_never_read_as_a_score() -> None:
     assert found["judge.y.mean"]["value"] == pytest.approx(3, abs=0.15)
     assert found["alpha.interval"]["n"] == found["pair.x.y.kappa"]["n"] == found["judge.y.rung.logprobs"]["value"]
     assert found["pair.x.y.spearman"]["low"] > 0.5
+
+
+# ------------------------------------------------------------------------------------------ perfect or no agreement
+
+
+def steady(row: dict[str, Any], rng: random.Random) -> float:
+    """The same vote by every such judge."""
+    return 1 + 4 * random.Random(row["response_id"]).random()
+
+
+def opposite(row: dict[str, Any], rng: random.Random) -> float:
+    return 6 - steady(row, rng)
+
+
+def said_of(judges: dict[str, Judge], **options: Any) -> list[str]:
+    return trust.trust(list(figures(judges, **options).values()), list(judges), MEMBERS).sentences
+
+
+@pytest.mark.parametrize("names", ["xy", "xyz"])
+def test_perfect_agreement_is_said_to_be_agreement(names: str) -> None:
+    panel = dict.fromkeys(names, steady)
+    found = figures(panel, instructions=20)
+    room = 1 - 0.025 ** (1 / 20)
+    assert (found["alpha.interval"]["value"], found["alpha.interval"]["high"]) == (1.0, 1.0)
+    assert found["alpha.centred"]["low"] == pytest.approx(1 - 2 * room, abs=1e-6)
+    assert found["pair.x.y.same_order"]["low"] == pytest.approx(1 - room, abs=1e-6)
+    assert found["pair.x.y.spearman"]["low"] == pytest.approx(1 - 2 * room, abs=1e-6)
+    said = said_of(panel, instructions=20)
+    assert said[0].endswith("Apart from how strict each of them is, the judges agree well.")
+    assert not re.search("noise|No agreement|ruled out", " ".join(said))
+    if names == "xyz":
+        assert "x tends to prefer the same one as y and z." in said[1]
+
+
+@pytest.mark.parametrize("names", ["xy", "xyz"])
+def test_too_few_instructions_accuse_nobody(names: str) -> None:
+    said = said_of(dict.fromkeys(names, steady), instructions=5)
+    assert "agreement is neither shown nor ruled out" in said[0]
+    assert all(trust.UNCERTAIN in text for text in said[: 1 + len(names) - (names == "xy")])
+    assert not re.search("noise|No agreement|no other judge", " ".join(said))
+
+
+def test_one_response_each_leaves_nothing_to_put_in_order_and_accuses_nobody() -> None:
+    responses, judgments = votes_of(dict.fromkeys("xyz", steady), instructions=20)
+    ones = [row for row in responses if row["member"] == "a" and row["sample_index"] == 0]
+    said = trust.trust(rows_of(ones, judgments, list("xyz")), list("xyz"), MEMBERS).sentences
+    assert "the judges agree well" in said[0]
+    for judge, text in zip("xyz", said[1:4], strict=True):
+        assert text.startswith(f"Whether judge {judge} orders two responses as others do can't be said")
+        assert "not defined: no two responses to one instruction that both tell apart" in text
+
+
+def test_an_opposite_judge_is_no_noise() -> None:
+    said = said_of({"x": steady, "y": steady, "z": opposite}, instructions=20)
+    assert "x tends to prefer the same one as y and to prefer the other one than z." in said[1]
+    assert "z tends to prefer the other one than x and y." in said[3]
+    assert "opposite ones" in said_of({"x": steady, "z": opposite}, instructions=20)[1]
+
+
+def test_judges_that_give_one_score_each_are_not_said_to_disagree() -> None:
+    said = said_of({"x": lambda row, rng: 2.0, "y": lambda row, rng: 4.0}, instructions=20)
+    assert "not defined: each judge gave every response the same score" in said[0]
+    assert said[0].endswith("apart from how strict each of them is can't be said.")
+
+
+def test_a_member_that_always_wins_is_favoured() -> None:
+    best: Judge = lambda row, rng: 5.0 if row["member"] == "b" else 1.0  # noqa: E731
+    said = said_of({"x": best}, instructions=20)
+    assert any(text.startswith("Member b") and "picked more often than by chance" in text for text in said)
+
+
+def test_two_judges_who_are_the_two_authors_are_told_of_together() -> None:
+    vain: Judge = lambda row, rng: fair(row, rng) + 0.8 * (row["member"] == "a")  # noqa: E731
+    responses, judgments = votes_of({"a": vain, "b": fair})
+    ours = [row for row in responses if row["member"] in "ab"]
+    rows = rows_of(ours, judgments, ["a", "b"], ["a", "b"])
+    flat = agree.metrics_of(rows)
+    assert flat["pair.a.b.self_preference_sum.low"] > 0.4
+    assert not any(".self_preference" in key for key in flat if key.startswith("judge."))
+    assert "judge.a.own_minus_others.low" in flat
+    said = trust.trust(rows, ["a", "b"], ["a", "b"]).sentences
+    (told,) = (text for text in said if "together" in text)
+    assert told.startswith("a and b together favour their own by +0.")
+    assert told.endswith("points; which of them can't be told.")
+    assert sum("self-preference is not defined" in text for text in said) == 2
+    assert not any("self_preference_sum" in key for key in figures({"a": vain, "b": fair}))  # c's responses tell
+
+
+def test_the_stage_prints_what_it_found() -> None:
+    found = list(figures({"x": fair, "a": fair}).values())
+    control = {"judge": "x", "kind": "cut", "n": 20, "auc": 0.9, "low": 0.8, "high": 0.97, "tells": True}
+    rows = found + agree.control_rows([control | {"length_auc": 1.0, "overlap_auc": 0.7}])
+    said = trust.summary(rows, ["x", "a"], MEMBERS)
+    assert [text.split(":")[0] for text in said[:6]] == [
+        *(f"alpha, {label}" for label in trust.ALPHAS.values()), "x and a", "x", "a",
+    ]  # fmt: skip
+    assert re.match(r"x and a: kappa 0\.\d\d \[.*\], same order \d\d % \[", said[3])
+    assert re.match(r"a: winners changed without it \d\d % \[.*\], self-preference [+-]0\.\d\d \[", said[5])
+    assert said[6:] == [rows[-3]["note"]]
+
+
+def test_written_figures_have_as_many_digits_as_the_metrics() -> None:
+    found = figures({"x": fair, "y": fair}, instructions=8)
+    for row in found.values():
+        for value in (row["value"], row["low"], row["high"]):
+            assert value is None or value == round(value, 6)
 
 
 # ------------------------------------------------------------------------------------------------------- odd panels
