@@ -12,7 +12,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,11 +36,17 @@ EXPECTED_TOKENS = 8  # of a reply that is the score line alone
 SCORE_TOKENS = REASK_TOKENS = 16  # of the same, with room for a model that marks it up
 TOP_LOGPROBS = 20  # what vLLM and OpenAI allow
 PARSE_FLOOR = 20  # replies below which a parse rate ends no stage
-# What chat templates write around turns: <|im_end|>, <｜User｜>, <s>, <end_of_turn>, [INST], <<SYS>>.
+# What known chat templates write around turns: <|im_end|>, <｜User｜>, <|turn>, <s>, <end_of_turn>, [INST], [|user|] …
 CONTROL_TOKEN = re.compile(
-    r"<(?=\|[^|<>\s]{1,40}\|>|｜[^｜<>\s]{1,40}｜>|/?s>|(?:start|end)_of_turn>|/?(?:bos|eos|unk|pad)>|<?/?SYS>)"
-    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS)\])"
+    r"<(?=\|[^|<>\s]{1,40}\|>|｜[^｜<>\s]{1,40}｜>|\|\w{1,40}>|\w{1,40}\|>"
+    r"|/?(?:s|bos|eos|unk|pad|think|tool_call|tool_response|role|seed:[\w:]{1,40})>|<?/?SYS>"
+    r"|(?:start|end)_of_(?:turn|utterance)>|[se]op>|eo[adhm]>|[BE]O[PS]_TOKEN>|(?:extra_id_|reserved_|unused)\d{1,5}>)"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|THINK)\]"
+    r"|\|[A-Za-z_]{1,40}\|\]|[gs]MASK\]|[BE]OS\]|e~\[)"
+    r"|\](?=~!?b[\[\]])"
 )
+BRACKETED = re.compile(r"<.+>|\[.+\]")
+WORDS = re.compile(r"[\w\s]*")
 
 Mode = Literal["expected", "score", "justify"]
 ADVICE = {  # where too few replies hold a score
@@ -65,6 +71,14 @@ class Vote:
     again: bool = False
 
 
+@dataclass(frozen=True)
+class Question(Call):
+    """A judge's first call, with `control`, the tokens that are broken in what it shows; that is not sent, nor in the key.
+    """
+
+    control: re.Pattern[str] = field(default=CONTROL_TOKEN, repr=False)
+
+
 def load_prompt(path: str | Path) -> string.Template:
     """Read a judge prompt; it must hold $instruction, $response and $mark. Raises `UserError` otherwise."""
     try:
@@ -82,25 +96,46 @@ def judge_messages(
     response: str,
     secret: object,
     context: Sequence[Mapping[str, str]] = (),
+    control: re.Pattern[str] = CONTROL_TOKEN,
 ) -> list[dict[str, str]]:
     """The judge's conversation: one user turn, the rubric first and the response last, so that prefixes are shared.
 
-    `context`: a system message that the instruction drew, and the turns before it.
+    `context`: a system message that the instruction drew, and the turns before it. `control`: see `control_of`.
     """
     mark = digest("mark", secret, instruction)[:8]
-    asked = transcript(instruction, context, mark) if context else defused(instruction)
-    return [{"role": "user", "content": prompt.substitute(instruction=asked, response=defused(response), mark=mark)}]
+    asked = transcript(instruction, context, mark, control) if context else defused(instruction, control)
+    shown = prompt.substitute(instruction=asked, response=defused(response, control), mark=mark)
+    return [{"role": "user", "content": shown}]
 
 
-def transcript(instruction: str, context: Sequence[Mapping[str, str]], mark: str) -> str:
+def transcript(instruction: str, context: Sequence[Mapping[str, str]], mark: str, control: re.Pattern[str]) -> str:
     """A conversation for the prompt's $instruction: each turn below a marked line of its own, the instruction last."""
-    turns = [f"<<<{turn['role']} {mark}>>>\n{defused(turn['content'])}" for turn in context]
-    return "\n\n".join([TRANSCRIPT, *turns, f"<<<user, to be answered {mark}>>>\n{defused(instruction)}"])
+    turns = [f"<<<{turn['role']} {mark}>>>\n{defused(turn['content'], control)}" for turn in context]
+    return "\n\n".join([TRANSCRIPT, *turns, f"<<<user, to be answered {mark}>>>\n{defused(instruction, control)}"])
 
 
-def defused(text: str) -> str:
+def defused(text: str, control: re.Pattern[str] = CONTROL_TOKEN) -> str:
     """The text with a space in each token of a chat template, which would end our turn and begin another."""
-    return CONTROL_TOKEN.sub(lambda match: f"{match.group()} ", text)
+    return control.sub(lambda match: f"{match.group()} ", text)
+
+
+def control_of(tokenizer: Any) -> re.Pattern[str]:
+    """The first character of each token that a text must not bring to this judge: CONTROL_TOKEN and the judge's own.
+
+    Its own are the special ones but plain words, and of the other added ones those in brackets that its template
+    writes: added tokens may also be words, white space or HTML. Only what this tokenizer reads as that token counts.
+    """
+    added = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
+    special = {*tokenizer.all_special_tokens, *(token for token, is_special in added.items() if is_special)}
+    template = str(tokenizer.chat_template)
+    ours = {token for token in special if len(token) > 1 and not WORDS.fullmatch(token)}
+    ours |= {token for token in added if BRACKETED.fullmatch(token) and token in template}
+    begins: dict[str, list[str]] = {}
+    for token in sorted(ours):
+        if tokenizer.convert_tokens_to_ids(token) in tokenizer(token, add_special_tokens=False)["input_ids"]:
+            begins.setdefault(token[0], []).append(re.escape(token[1:]))
+    own = [f"{re.escape(first)}(?={'|'.join(rests)})" for first, rests in begins.items()]
+    return re.compile("|".join([CONTROL_TOKEN.pattern, *own]))
 
 
 def parse_score(reply: str) -> int | None:
@@ -192,9 +227,12 @@ def justify_call(messages: list[dict[str, str]], judge: Judge, seed: int, constr
     return Call("chat", request)
 
 
-def reask_call(call: Call, outcome: Outcome) -> Call:
-    """The one further question after a reply without a readable last line; constrained where the first one was."""
-    reply = (outcome.answer.text or "") if outcome.answer else ""
+def reask_call(call: Question, outcome: Outcome) -> Call:
+    """The one further question after a reply without a readable last line; constrained where the first one was.
+
+    The reply is shown to the judge as its own turn, and may quote: control tokens are broken in it as well.
+    """
+    reply = defused((outcome.answer.text or "") if outcome.answer else "", call.control)
     messages = [*call.request["messages"], {"role": "assistant", "content": reply}, {"role": "user", "content": REASK}]
     request = call.request | {"messages": messages, "max_tokens": REASK_TOKENS}
     if "extra_body" in request:
