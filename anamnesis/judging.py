@@ -4,12 +4,13 @@ Mode `expected` reads the probabilities of the score token: with p_k the probabi
 k = 1..5, the score is the sum of k p_k. Mode `score` asks for the line `Score: <rating>` alone, mode `justify` for a
 reason before it. The ladder: constrained decoding (our own server) or a strict parse of the last line, one re-ask,
 missing. A response can't forge a vote: it stands between marks that its writer can't know, a chat template's own tokens
-in it are broken up, and only the judge's own last line counts.
+in it are broken up, only the judge's last line counts, and one that may be quoted is asked for again.
 """
 
 import math
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from anamnesis.wire import DIGITS, Call, Outcome
 
 LAST_LINE = re.compile(r"Score: ?([1-5])")
 SCORE_LINE = "Score: [1-5]"
+NO_WORD = re.compile(r"[^\w:]|_")
 # One or two sentences and the score line. No counted repetition: xgrammar needs seconds for `[^\n]{10,400}`, and vLLM
 # gives up after five.
 SENTENCE = "[^\\n.!?。！？]+[.!?。！？]"
@@ -73,9 +75,12 @@ class Vote:
 
 @dataclass(frozen=True)
 class Question(Call):
-    """A judge's first call, with `control`, the tokens that are broken in what it shows; that is not sent, nor in the key.
+    """A judge's first call, with what its replies are read against; neither is sent, nor in the key.
+
+    `material`: the texts between the marks, which a reply may quote; `control`: the tokens that are broken in them.
     """
 
+    material: str = field(default="", repr=False)
     control: re.Pattern[str] = field(default=CONTROL_TOKEN, repr=False)
 
 
@@ -146,6 +151,15 @@ def parse_score(reply: str) -> int | None:
     lines = [line.strip(" \t\r") for line in reply.split("\n") if line.strip()]
     match = LAST_LINE.fullmatch(lines[-1]) if lines else None
     return int(match.group(1)) if match else None
+
+
+def may_quote(rating: int, material: str) -> bool:
+    """Whether a line `Score: <rating>` may come from the material, where white space, case and marks count for nothing.
+
+    Then a reply that ends in that line can't be told from one that ends in a quotation, whatever it says before.
+    """
+    plain = unicodedata.normalize("NFKC", material).casefold()
+    return f"score:{rating}" in NO_WORD.sub("", plain)
 
 
 def expected_score(logprobs: dict[str, float] | None) -> float | None:
@@ -240,9 +254,11 @@ def reask_call(call: Question, outcome: Outcome) -> Call:
     return Call("chat", request)
 
 
-def vote_of(mode: Mode, local: bool, outcome: Outcome, reasked: bool = False) -> Vote:
+def vote_of(mode: Mode, local: bool, outcome: Outcome, material: str, reasked: bool = False) -> Vote:
     """The vote in a judge's reply. `local`: it was our own server's; `reasked`: it answers `reask_call`.
 
+    `material`: what the judge was shown between the marks. A last line that may be quoted from it is no vote, but for a
+    reply that is that line alone where nothing else was possible (our own server in mode `score`) or wanted (a re-ask).
     A remote reply in mode `expected` must end in a readable line as well, and its probabilities must be that line's: an
     endpoint gives them for every token of the reply, whatever it says before.
     """
@@ -253,9 +269,16 @@ def vote_of(mode: Mode, local: bool, outcome: Outcome, reasked: bool = False) ->
         score = expected_score(answer.logprobs)
         return Vote(score, "logprobs") if score is not None else Vote(None, "missing", reason="no rating is probable")
     text = (answer.text or "").strip()
-    rating = parse_score(text)
-    if answer.finish_reason == "length" or rating is None:  # a line that was cut may have gone on
-        reason = "cut at max_tokens" if answer.finish_reason == "length" else "no readable last line"
+    rating = parse_score(answer.text or "")  # of the whole: strip() takes separators away that are no line feed
+    line_alone = LAST_LINE.fullmatch(text) is not None and (reasked or (local and mode == "score"))
+    reason = None
+    if answer.finish_reason == "length":  # a line that was cut may have gone on
+        reason = "cut at max_tokens"
+    elif rating is None:
+        reason = "no readable last line"
+    elif not line_alone and may_quote(rating, material):
+        reason = "last line may be quoted"
+    if rating is None or reason:
         return Vote(None, "missing", text, reason, again=not reasked)
     reason_given = "\n".join(text.split("\n")[:-1]).strip()
     if mode != "expected":

@@ -80,7 +80,8 @@ def calls_of(params: Params, card: Card, rows: Iterable[dict[str, Any]], path: s
     for row in rows:
         asked, response, before = row["instruction"], row["text"], row["context"]
         call = call_of(judging.judge_messages(prompt, asked, response, params.seed, before, control))
-        questions.append(Question(call.kind, call.request, control=control))
+        material = "\n".join([*(turn["content"] for turn in before), asked, response])
+        questions.append(Question(call.kind, call.request, material=material, control=control))
     return questions
 
 
@@ -101,13 +102,16 @@ def ask(client: Client, judge: Judge, calls: Sequence[Question]) -> list[tuple[V
     """Votes and completion tokens; a reply without a readable score is asked for once more."""
     name, local = client.card.name, client.card.kind == "local"
     outcomes = client.ask(calls, f"judge {name}")
-    votes = [judging.vote_of(judge.mode, local, outcome) for outcome in outcomes]
+    votes = [
+        judging.vote_of(judge.mode, local, outcome, call.material)
+        for call, outcome in zip(calls, outcomes, strict=True)
+    ]
     tokens = [tokens_of(outcome) for outcome in outcomes]
     again = [place for place, vote in enumerate(votes) if vote.again]
     reasked = [judging.reask_call(calls[place], outcomes[place]) for place in again]
     answers = client.ask(reasked, f"judge {name}, asked again", essential=False)
     for place, outcome in zip(again, answers, strict=True):
-        second = judging.vote_of(judge.mode, local, outcome, reasked=True)
+        second = judging.vote_of(judge.mode, local, outcome, calls[place].material, reasked=True)
         votes[place] = replace(second, justification=votes[place].justification, answered=True)
         tokens[place] += tokens_of(outcome)
     return list(zip(votes, tokens, strict=True))

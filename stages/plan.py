@@ -254,7 +254,7 @@ class Planner:
         unread = [
             judging.reask_call(call, Outcome(answer))
             for call, answer in zip(calls, found.answers, strict=True)
-            if answer and judging.vote_of(judge_params.mode, local, Outcome(answer)).again
+            if answer and judging.vote_of(judge_params.mode, local, Outcome(answer), call.material).again
         ]
         open_calls = len({key for key, answer in zip(found.keys, found.answers, strict=True) if not answer})
         again = self._look(name, unread, f"judge {name}, asked again")
