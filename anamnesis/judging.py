@@ -4,15 +4,16 @@ Mode `expected` reads the probabilities of the score token: with p_k the probabi
 k = 1..5, the score is the sum of k p_k. Mode `score` asks for the line `Score: <rating>` alone, mode `justify` for a
 reason before it. The ladder: constrained decoding (our own server) or a strict parse of the last line, one re-ask,
 missing. A response can't forge a vote: it stands between marks that its writer can't know, a chat template's own tokens
-in it are broken up, and only the judge's own last line counts.
+in it are broken up, only the judge's last line counts, and one that may be quoted is asked for again.
 """
 
 import math
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from anamnesis.wire import DIGITS, Call, Outcome
 
 LAST_LINE = re.compile(r"Score: ?([1-5])")
 SCORE_LINE = "Score: [1-5]"
+NO_WORD = re.compile(r"[^\w:]|_")
 # One or two sentences and the score line. No counted repetition: xgrammar needs seconds for `[^\n]{10,400}`, and vLLM
 # gives up after five.
 SENTENCE = "[^\\n.!?。！？]+[.!?。！？]"
@@ -36,11 +38,17 @@ EXPECTED_TOKENS = 8  # of a reply that is the score line alone
 SCORE_TOKENS = REASK_TOKENS = 16  # of the same, with room for a model that marks it up
 TOP_LOGPROBS = 20  # what vLLM and OpenAI allow
 PARSE_FLOOR = 20  # replies below which a parse rate ends no stage
-# What chat templates write around turns: <|im_end|>, <｜User｜>, <s>, <end_of_turn>, [INST], <<SYS>>.
+# What known chat templates write around turns: <|im_end|>, <｜User｜>, <|turn>, <s>, <end_of_turn>, [INST], [|user|] …
 CONTROL_TOKEN = re.compile(
-    r"<(?=\|[^|<>\s]{1,40}\|>|｜[^｜<>\s]{1,40}｜>|/?s>|(?:start|end)_of_turn>|/?(?:bos|eos|unk|pad)>|<?/?SYS>)"
-    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS)\])"
+    r"<(?=\|[^|<>\s]{1,40}\|>|｜[^｜<>\s]{1,40}｜>|\|\w{1,40}>|\w{1,40}\|>"
+    r"|/?(?:s|bos|eos|unk|pad|think|tool_call|tool_response|role|seed:[\w:]{1,40})>|<?/?SYS>"
+    r"|(?:start|end)_of_(?:turn|utterance)>|[se]op>|eo[adhm]>|[BE]O[PS]_TOKEN>|(?:extra_id_|reserved_|unused)\d{1,5}>)"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|THINK)\]"
+    r"|\|[A-Za-z_]{1,40}\|\]|[gs]MASK\]|[BE]OS\]|e~\[)"
+    r"|\](?=~!?b[\[\]])"
 )
+BRACKETED = re.compile(r"<.+>|\[.+\]")
+WORDS = re.compile(r"[\w\s]*")
 
 Mode = Literal["expected", "score", "justify"]
 ADVICE = {  # where too few replies hold a score
@@ -65,6 +73,17 @@ class Vote:
     again: bool = False
 
 
+@dataclass(frozen=True)
+class Question(Call):
+    """A judge's first call, with what its replies are read against; neither is sent, nor in the key.
+
+    `material`: the texts between the marks, which a reply may quote; `control`: the tokens that are broken in them.
+    """
+
+    material: str = field(default="", repr=False)
+    control: re.Pattern[str] = field(default=CONTROL_TOKEN, repr=False)
+
+
 def load_prompt(path: str | Path) -> string.Template:
     """Read a judge prompt; it must hold $instruction, $response and $mark. Raises `UserError` otherwise."""
     try:
@@ -82,25 +101,46 @@ def judge_messages(
     response: str,
     secret: object,
     context: Sequence[Mapping[str, str]] = (),
+    control: re.Pattern[str] = CONTROL_TOKEN,
 ) -> list[dict[str, str]]:
     """The judge's conversation: one user turn, the rubric first and the response last, so that prefixes are shared.
 
-    `context`: a system message that the instruction drew, and the turns before it.
+    `context`: a system message that the instruction drew, and the turns before it. `control`: see `control_of`.
     """
     mark = digest("mark", secret, instruction)[:8]
-    asked = transcript(instruction, context, mark) if context else defused(instruction)
-    return [{"role": "user", "content": prompt.substitute(instruction=asked, response=defused(response), mark=mark)}]
+    asked = transcript(instruction, context, mark, control) if context else defused(instruction, control)
+    shown = prompt.substitute(instruction=asked, response=defused(response, control), mark=mark)
+    return [{"role": "user", "content": shown}]
 
 
-def transcript(instruction: str, context: Sequence[Mapping[str, str]], mark: str) -> str:
+def transcript(instruction: str, context: Sequence[Mapping[str, str]], mark: str, control: re.Pattern[str]) -> str:
     """A conversation for the prompt's $instruction: each turn below a marked line of its own, the instruction last."""
-    turns = [f"<<<{turn['role']} {mark}>>>\n{defused(turn['content'])}" for turn in context]
-    return "\n\n".join([TRANSCRIPT, *turns, f"<<<user, to be answered {mark}>>>\n{defused(instruction)}"])
+    turns = [f"<<<{turn['role']} {mark}>>>\n{defused(turn['content'], control)}" for turn in context]
+    return "\n\n".join([TRANSCRIPT, *turns, f"<<<user, to be answered {mark}>>>\n{defused(instruction, control)}"])
 
 
-def defused(text: str) -> str:
+def defused(text: str, control: re.Pattern[str] = CONTROL_TOKEN) -> str:
     """The text with a space in each token of a chat template, which would end our turn and begin another."""
-    return CONTROL_TOKEN.sub(lambda match: f"{match.group()} ", text)
+    return control.sub(lambda match: f"{match.group()} ", text)
+
+
+def control_of(tokenizer: Any) -> re.Pattern[str]:
+    """The first character of each token that a text must not bring to this judge: CONTROL_TOKEN and the judge's own.
+
+    Its own are the special ones but plain words, and of the other added ones those in brackets that its template
+    writes: added tokens may also be words, white space or HTML. Only what this tokenizer reads as that token counts.
+    """
+    added = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
+    special = {*tokenizer.all_special_tokens, *(token for token, is_special in added.items() if is_special)}
+    template = str(tokenizer.chat_template)
+    ours = {token for token in special if len(token) > 1 and not WORDS.fullmatch(token)}
+    ours |= {token for token in added if BRACKETED.fullmatch(token) and token in template}
+    begins: dict[str, list[str]] = {}
+    for token in sorted(ours):
+        if tokenizer.convert_tokens_to_ids(token) in tokenizer(token, add_special_tokens=False)["input_ids"]:
+            begins.setdefault(token[0], []).append(re.escape(token[1:]))
+    own = [f"{re.escape(first)}(?={'|'.join(rests)})" for first, rests in begins.items()]
+    return re.compile("|".join([CONTROL_TOKEN.pattern, *own]))
 
 
 def parse_score(reply: str) -> int | None:
@@ -111,6 +151,15 @@ def parse_score(reply: str) -> int | None:
     lines = [line.strip(" \t\r") for line in reply.split("\n") if line.strip()]
     match = LAST_LINE.fullmatch(lines[-1]) if lines else None
     return int(match.group(1)) if match else None
+
+
+def may_quote(rating: int, material: str) -> bool:
+    """Whether a line `Score: <rating>` may come from the material, where white space, case and marks count for nothing.
+
+    Then a reply that ends in that line can't be told from one that ends in a quotation, whatever it says before.
+    """
+    plain = unicodedata.normalize("NFKC", material).casefold()
+    return f"score:{rating}" in NO_WORD.sub("", plain)
 
 
 def expected_score(logprobs: dict[str, float] | None) -> float | None:
@@ -192,9 +241,12 @@ def justify_call(messages: list[dict[str, str]], judge: Judge, seed: int, constr
     return Call("chat", request)
 
 
-def reask_call(call: Call, outcome: Outcome) -> Call:
-    """The one further question after a reply without a readable last line; constrained where the first one was."""
-    reply = (outcome.answer.text or "") if outcome.answer else ""
+def reask_call(call: Question, outcome: Outcome) -> Call:
+    """The one further question after a reply without a readable last line; constrained where the first one was.
+
+    The reply is shown to the judge as its own turn, and may quote: control tokens are broken in it as well.
+    """
+    reply = defused((outcome.answer.text or "") if outcome.answer else "", call.control)
     messages = [*call.request["messages"], {"role": "assistant", "content": reply}, {"role": "user", "content": REASK}]
     request = call.request | {"messages": messages, "max_tokens": REASK_TOKENS}
     if "extra_body" in request:
@@ -202,9 +254,11 @@ def reask_call(call: Call, outcome: Outcome) -> Call:
     return Call("chat", request)
 
 
-def vote_of(mode: Mode, local: bool, outcome: Outcome, reasked: bool = False) -> Vote:
+def vote_of(mode: Mode, local: bool, outcome: Outcome, material: str, reasked: bool = False) -> Vote:
     """The vote in a judge's reply. `local`: it was our own server's; `reasked`: it answers `reask_call`.
 
+    `material`: what the judge was shown between the marks. A last line that may be quoted from it is no vote, but for a
+    reply that is that line alone where nothing else was possible (our own server in mode `score`) or wanted (a re-ask).
     A remote reply in mode `expected` must end in a readable line as well, and its probabilities must be that line's: an
     endpoint gives them for every token of the reply, whatever it says before.
     """
@@ -215,9 +269,16 @@ def vote_of(mode: Mode, local: bool, outcome: Outcome, reasked: bool = False) ->
         score = expected_score(answer.logprobs)
         return Vote(score, "logprobs") if score is not None else Vote(None, "missing", reason="no rating is probable")
     text = (answer.text or "").strip()
-    rating = parse_score(text)
-    if answer.finish_reason == "length" or rating is None:  # a line that was cut may have gone on
-        reason = "cut at max_tokens" if answer.finish_reason == "length" else "no readable last line"
+    rating = parse_score(answer.text or "")  # of the whole: strip() takes separators away that are no line feed
+    line_alone = LAST_LINE.fullmatch(text) is not None and (reasked or (local and mode == "score"))
+    reason = None
+    if answer.finish_reason == "length":  # a line that was cut may have gone on
+        reason = "cut at max_tokens"
+    elif rating is None:
+        reason = "no readable last line"
+    elif not line_alone and may_quote(rating, material):
+        reason = "last line may be quoted"
+    if rating is None or reason:
         return Vote(None, "missing", text, reason, again=not reasked)
     reason_given = "\n".join(text.split("\n")[:-1]).strip()
     if mode != "expected":

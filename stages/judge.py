@@ -8,7 +8,7 @@ Run: python -m stages.judge <judge>
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -22,7 +22,7 @@ from anamnesis.cards import Card
 from anamnesis.chat import tokenizer_of
 from anamnesis.client import Client
 from anamnesis.errors import UserError, run
-from anamnesis.judging import Vote
+from anamnesis.judging import Question, Vote
 from anamnesis.ledger import Ledger
 from anamnesis.params import Params
 from anamnesis.responding import context_of
@@ -64,37 +64,48 @@ def grouped(judged: Iterable[dict[str, Any]], planted: Iterable[dict[str, Any]])
     return sorted(asked, key=lambda row: (row["instruction_id"], row["response_id"], row.get("pair_id", "")))
 
 
-def calls_of(params: Params, card: Card, rows: Iterable[dict[str, Any]], path: str | Path = PROMPT) -> list[Call]:
+def calls_of(params: Params, card: Card, rows: Iterable[dict[str, Any]], path: str | Path = PROMPT) -> list[Question]:
     """A judge's first call for each pair of `instruction`, below its `context`, and `text`."""
     prompt, judge = judging.load_prompt(path), params.judges[card.name]
     local = card.kind == "local"
-    conversations = [
-        judging.judge_messages(prompt, row["instruction"], row["text"], params.seed, row["context"]) for row in rows
-    ]
-    if judge.mode != "expected":
+    tokenizer = tokenizer_of(f"models/pretrained/{card.name}", card.trust_remote_code) if local else None
+    control = judging.control_of(tokenizer) if local else judging.CONTROL_TOKEN
+
+    def call_of(messages: list[dict[str, str]]) -> Call:
+        if judge.mode == "expected":
+            local_call = judging.local_expected_call
+            return local_call(tokenizer, messages) if local else judging.remote_expected_call(messages)
         call = judging.justify_call if judge.mode == "justify" else judging.score_call
-        return [call(messages, judge, params.seed, constrained=local) for messages in conversations]
-    if not local:
-        return [judging.remote_expected_call(messages) for messages in conversations]
-    tokenizer = tokenizer_of(f"models/pretrained/{card.name}", card.trust_remote_code)
-    return [judging.local_expected_call(tokenizer, messages) for messages in conversations]
+        return call(messages, judge, params.seed, constrained=local)
+
+    questions = []
+    for row in rows:
+        asked, response, before = row["instruction"], row["text"], row["context"]
+        call = call_of(judging.judge_messages(prompt, asked, response, params.seed, before, control))
+        material = "\n".join([*(turn["content"] for turn in before), asked, response])
+        questions.append(Question(call.kind, call.request, material=material, control=control))
+    return questions
 
 
 def tokens_of(outcome: Outcome) -> int:
+    """Completion tokens of a reply as the server counted them, 0 where there is no reply."""
     return outcome.answer.completion_tokens if outcome.answer else 0
 
 
-def ask(client: Client, judge: Judge, calls: list[Call]) -> list[tuple[Vote, int]]:
+def ask(client: Client, judge: Judge, calls: Sequence[Question]) -> list[tuple[Vote, int]]:
     """Votes and completion tokens; a reply without a readable score is asked for once more."""
     name, local = client.card.name, client.card.kind == "local"
     outcomes = client.ask(calls, f"judge {name}")
-    votes = [judging.vote_of(judge.mode, local, outcome) for outcome in outcomes]
+    votes = [
+        judging.vote_of(judge.mode, local, outcome, call.material)
+        for call, outcome in zip(calls, outcomes, strict=True)
+    ]
     tokens = [tokens_of(outcome) for outcome in outcomes]
     again = [place for place, vote in enumerate(votes) if vote.again]
     reasked = [judging.reask_call(calls[place], outcomes[place]) for place in again]
     answers = client.ask(reasked, f"judge {name}, asked again", essential=False)
     for place, outcome in zip(again, answers, strict=True):
-        second = judging.vote_of(judge.mode, local, outcome, reasked=True)
+        second = judging.vote_of(judge.mode, local, outcome, calls[place].material, reasked=True)
         votes[place] = replace(second, justification=votes[place].justification, answered=True)
         tokens[place] += tokens_of(outcome)
     return list(zip(votes, tokens, strict=True))

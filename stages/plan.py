@@ -121,7 +121,7 @@ class Planner:
         unread = [
             judging.reask_call(call, Outcome(answer))
             for call, answer in zip(calls, found.answers, strict=True)
-            if answer and judging.vote_of(wanted.mode, local, Outcome(answer)).again
+            if answer and judging.vote_of(wanted.mode, local, Outcome(answer), call.material).again
         ]
         again = self._lookup.look(name, unread, f"judge {name}, asked again")
         more = Range(0, found.lacking + to_come.high)

@@ -459,7 +459,7 @@ def test_with_share_0_nothing_is_asked_and_every_request_is_as_before(
     (call, *_) = judge.calls_of(params, TurnClient("models/pretrained/fake", params, Ledger("l")).card, judged)
     prompt = judging.load_prompt(ROOT / "prompts/judge.txt")
     plain = judging.judge_messages(prompt, judged[0]["instruction"], judged[0]["text"], params.seed)
-    assert call == judging.justify_call(plain, Judge(mode="justify"), params.seed, constrained=False)
+    assert call.request == judging.justify_call(plain, Judge(mode="justify"), params.seed, constrained=False).request
 
 
 def test_an_answer_below_the_thresholds_of_select_ends_a_conversation(served_folder: Callable[..., Path]) -> None:
