@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from anamnesis.decontamination import Overlap, words
 from anamnesis.errors import UserError
-from anamnesis.records import CLEANED, digest
+from anamnesis.records import CLEANED, digest, joined
 from anamnesis.responding import context_of
 
 SHINGLE = 3  # words in a row that near-duplicates are compared by
@@ -43,18 +43,26 @@ class Writer:
     system: str | None = None
 
 
-def picked(selected: pa.Table, writers: Mapping[str, Writer], conversations: pa.Table) -> pa.Table:
+def picked(
+    selected: pa.Table,
+    writers: Mapping[str, Writer],
+    conversations: pa.Table,
+    target: str,
+    borrowed: Mapping[str, str | None],
+) -> pa.Table:
     """Candidates from a variant's picks (`records.SELECTED`); those that are not ok have their reason there.
 
     A row is the whole conversation as its last writer had it: `conversations` (`records.CONVERSATIONS`) has the system
-    message that was drawn and the turns before. Its licence is that of everyone who wrote an answer in it.
+    message that was drawn and the turns before. Its licence is that of everyone who wrote a turn in it; of a borrowed
+    instruction, whose licence is in `borrowed` by its id, the `target` wrote none.
     """
     begun = {row["instruction_id"]: row for row in _ok(conversations) if row["history"] or row["system"] is not None}
     rows = []
     for row in _ok(selected):
         writer, before = writers[row["member"]], begun.get(row["instruction_id"], {})
         said = [("user", row["instruction"]), ("assistant", row["response"])]
-        earlier = [turn["writer"] for turn in before.get("written", ()) if turn["role"] == "assistant"]
+        earlier = [writers[turn["writer"]].licence for turn in before.get("written", ())]
+        asked = borrowed.get(row["instruction_id"], writers[target].licence)
         rows.append(
             {
                 "row_id": row["response_id"],
@@ -65,7 +73,7 @@ def picked(selected: pa.Table, writers: Mapping[str, Writer], conversations: pa.
                 ],
                 "source": "reconstructed",
                 "member": row["member"],
-                "licence": " + ".join(sorted({writers[name].licence for name in (*earlier, row["member"])})),
+                "licence": joined(writer.licence, asked, *earlier),
             }
         )
     return pa.Table.from_pylist(rows, _CANDIDATE)

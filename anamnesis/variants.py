@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from anamnesis.sections import FOLDER_URI, SLUG, Fraction, Positive, Section
+from anamnesis.sections import FOLDER_URI, SLUG, Fraction, Licence, Positive, Section
 from anamnesis.shares import DOMAIN
 
 HUB_DATA = re.compile(r"hf:([\w.-]+(?:/[\w.-]+)?)@([\w./-]+)")  # repository, revision (refs/convert/parquet is one)
@@ -42,7 +42,7 @@ class Source(Section):
     """Rehearsal rows of your own, or another copy of a public set: then only what differs is named."""
 
     source: DataUri | None = None  # None: a public set from the hub
-    licence: str | None = None  # of rows that name none themselves
+    licence: Licence | None = None  # of rows that name none themselves
     form: Literal["messages", "sharegpt", "alpaca"] | None = None  # None: found by the columns
     config: str | None = None  # of a hub data set
     splits: Annotated[list[str], Field(min_length=1)] | None = None
@@ -138,11 +138,11 @@ class OtherDomain(Section):
 
     source: str  # a JSONL or Parquet file, or hf:<repo>@<revision>
     fraction: Fraction
-    licence: str = "unknown"
+    licence: Licence = "unknown"
 
 
 class Licences(Section):
-    forbid: list[str] = []  # names, with * and ?; case doesn't matter
+    forbid: list[Licence] = []  # names, with * and ?; case doesn't matter
 
 
 class Mix(Section):

@@ -8,9 +8,7 @@ Run: python -m stages.clean
 """
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -51,15 +49,6 @@ def domain_rows(params: Params) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def writers(params: Params, source: str | None, borrowed: Sequence[dict[str, Any]]) -> dict[str, cleaning.Writer]:
-    """The committee as authors; where they answer instructions of a source, its licence is named beside the model's."""
-    theirs = sorted({row["licence"] for row in borrowed if row["source"] == source})
-    return {
-        key: cleaning.Writer("; ".join([params.models[key].licence, *theirs]), member.sampling.system)
-        for key, member in params.committee.items()
-    }
-
-
 def main() -> None:
     params = settings.load()
     wanted = params.clean
@@ -83,7 +72,13 @@ def main() -> None:
     checks = [cleaning.overlap_check(overlap, kin="domain-test")]
     write("domain_rows", "data/domain/cleaned.parquet", cleaning.clean(domain_rows(params), checks, None, params.seed))
 
-    borrowed = records.read("data/borrowed.parquet", records.BORROWED)
+    writers = {
+        key: cleaning.Writer(params.models[key].licence, member.sampling.system)
+        for key, member in params.committee.items()
+    }
+    borrowed = {
+        row["instruction_id"]: row["licence"] for row in records.read("data/borrowed.parquet", records.BORROWED)
+    }
     conversations = records.read_table("data/conversations.parquet", records.CONVERSATIONS)
     Path("data/cleaned").mkdir(parents=True, exist_ok=True)  # also where no variant rehearses
     for name, variant in params.variants.items():
@@ -97,7 +92,7 @@ def main() -> None:
         else:
             # A pick is complete by its finish reason, so its text is not looked at for that.
             selected = records.read_table(f"data/selected/{name}.parquet", records.SELECTED)
-            candidates = cleaning.picked(selected, writers(params, variant.borrowed, borrowed), conversations)
+            candidates = cleaning.picked(selected, writers, conversations, params.target, borrowed)
         cleaned = cleaning.clean(candidates, checks, wanted.near_duplicates, params.seed)
         write(name, f"data/cleaned/{name}.parquet", cleaned)
     records.write_metrics("metrics/clean.json", metrics)

@@ -268,7 +268,7 @@ def picks() -> pa.Table:
 
 def test_training_rows_are_whole_conversations_with_everybodys_licence() -> None:
     writers = {"alpha": cleaning.Writer("MIT", "Be brief."), "beta": cleaning.Writer("CC-BY-NC-4.0")}
-    candidates = cleaning.picked(picks(), writers, conversation_table())
+    candidates = cleaning.picked(picks(), writers, conversation_table(), "alpha", {})
     grown, single = candidates.to_pylist()
     assert [turn["content"] for turn in grown["messages"]] == [
         "Sing.",
@@ -279,10 +279,10 @@ def test_training_rows_are_whole_conversations_with_everybodys_licence() -> None
     ]
     assert [turn["role"] for turn in grown["messages"]] == ["system", "user", "assistant", "user", "assistant"]
     assert [turn["content"] for turn in single["messages"]] == ["Be brief.", "Name a bird.", "Because."]
-    assert (grown["licence"], single["licence"]) == ("CC-BY-NC-4.0 + MIT", "MIT")  # beta wrote an answer in the first
+    assert (grown["licence"], single["licence"]) == ("CC-BY-NC-4.0; MIT", "MIT")  # beta wrote an answer in the first
     pools = {"variants.v": cleaning.clean(candidates, [], None, 17)}
     mixing.check_licences(pools, ["BY-NC*", "Apache*"])
-    with pytest.raises(UserError, match=r"^mix.licences.forbid: reconstructed by alpha \(CC-BY-NC-4.0 \+ MIT, 1 rows"):
+    with pytest.raises(UserError, match=r"^mix.licences.forbid: reconstructed by alpha \(CC-BY-NC-4.0; MIT, 1 rows"):
         mixing.check_licences(pools, ["CC-BY-NC*"])
 
 

@@ -19,7 +19,7 @@ ROWS = [  # source, member, licence
     ("domain", None, "CC0"),
     ("domain:old", None, "CC-BY-NC-4.0"),
     ("reconstructed", "smollm2", "Apache-2.0"),
-    ("reconstructed", "qwen-coder", "Apache-2.0 (upstream; none stated in the packages)"),
+    ("reconstructed", "qwen-coder", "Apache-2.0 (upstream, none stated in the packages)"),
 ]
 TEXTS = [
     "Zwölf Moose\u2028in a row",

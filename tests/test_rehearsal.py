@@ -33,13 +33,13 @@ EXPECTED: dict[str, tuple[list[str], dict[str, int], str]] = {  # good instructi
         "Apache-2.0",
     ),
     "evol-instruct": ([question(1), question(2), question(3)], {"template piece": 1}, "MIT"),
-    "genqa": ([question(i) for i in range(1, 10)], {}, "none stated"),
+    "genqa": ([question(i) for i in range(1, 10)], {}, "unknown; CC-BY-NC-4.0"),
     "openhermes-1": (
         [question(1), f"{question(2)}\n\nUse digits.", question(3)],
         {"empty turn": 1},
-        "none stated",
+        "unknown",
     ),
-    "openhermes-2-5": ([question(i) for i in range(1, 5)], {"odd roles": 1}, "none stated"),
+    "openhermes-2-5": ([question(i) for i in range(1, 5)], {"odd roles": 1}, "unknown"),
     "tulu-v2-mix": (
         [question(i) for i in range(1, 5)],
         {},
