@@ -1,24 +1,19 @@
-"""Every source in its exact form to rows; the draw against a walk in seeded order; what stage rehearse leaves."""
+"""Every rehearsal source in its exact form to rows, from a local copy or the hub; real rows where they are at hand."""
 
 import json
 import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from rehearsal_sets import WRITE, chat, question, said
+from rehearsal_sets import WRITE, chat, own_file, question, said
 
-from anamnesis import records, rehearsal, variants
-from anamnesis.drawing import Draw, instruction_of, messages_of, order_of, reasons_of, row_id
+from anamnesis import rehearsal, variants
+from anamnesis.drawing import instruction_of, reasons_of
 from anamnesis.errors import MODEL_UNAVAILABLE, UserError
-from anamnesis.params import Params
 from anamnesis.public_sets import PUBLIC_SETS
 from anamnesis.sources import COMMIT
 from anamnesis.variants import Rehearsal
@@ -104,73 +99,6 @@ def test_a_system_turn_stays_and_an_empty_one_goes(tmp_path: Path) -> None:
     rows = {instruction_of(row): row["messages"] for row in good(copied("openhermes-2-5", tmp_path))}
     assert rows[question(2)][0] == {"role": "system", "content": "Be brief."}
     assert rows[question(3)][0]["role"] == "user"
-
-
-SHOWN: list[tuple[str, Any, str, str]] = [  # form, the column's value, turns, what comes of it: roles or the reason
-    ("messages", chat("a", "b"), "first", "user assistant"),
-    ("messages", chat("a", "b", "c", ""), "first", "user assistant"),
-    ("messages", chat("a", "b", "c", ""), "all", "empty turn"),
-    ("messages", chat("a", "b", "c"), "all", "user assistant"),
-    ("messages", [*chat("a"), *chat("b")], "first", "odd roles"),
-    ("messages", [*chat("a", "b"), {"role": "tool", "content": "x"}], "first", "user assistant"),
-    ("messages", [*chat("a", "b"), {"role": "tool", "content": "x"}], "all", "odd roles"),
-    ("messages", [{"role": "system", "content": "s"}, *chat("a", "b")], "all", "system user assistant"),
-    ("messages", [{"role": "system", "content": "s"}], "first", "no answer"),
-    ("messages", chat("a", "b" * 101), "first", "too long"),
-    ("messages", chat("a</s>", "b"), "first", "template piece"),
-    ("messages", None, "first", "no turns"),
-    ("messages", "text", "first", "no turns"),
-    ("messages", [json.dumps(turn) for turn in chat("a", "b")], "first", "user assistant"),
-    ("messages", [{"role": "user", "content": None}, {"role": "assistant", "content": "b"}], "first", "empty turn"),
-    ("sharegpt", said("a", "b"), "first", "user assistant"),
-    ("sharegpt", chat("a", "b"), "first", "odd roles"),
-    ("sharegpt", [{"from": "Human", "value": "a"}, {"from": "chatgpt", "value": "b"}], "all", "user assistant"),
-]
-
-
-@pytest.mark.parametrize(("form", "value", "turns", "expected"), SHOWN)
-def test_a_row_becomes_a_conversation_or_a_reason(form: str, value: Any, turns: Any, expected: str) -> None:
-    wanted = Rehearsal(turns=turns, max_characters=100)
-    try:
-        told = " ".join(role for role, _ in messages_of({"column": value}, form, "column", wanted))
-    except Exception as dropped:
-        told = str(dropped)
-    assert told == expected
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    st.lists(st.tuples(st.sampled_from("abcdefgh"), st.booleans()), max_size=40), st.integers(1, 8), st.integers(0, 9)
-)
-def test_a_draw_is_a_walk_in_seeded_order(rows: list[tuple[str, bool]], count: int, seed: int) -> None:
-    """The same rows, offered in the order of the file, against a reader who walks them in seeded order."""
-    made = [
-        {"row_id": row_id("s", "train", i), "status": "ok" if fine else "filtered", "reason": None if fine else "odd",
-         "messages": [{"role": "user", "content": text}]}
-        for i, (text, fine) in enumerate(rows)
-    ]  # fmt: skip
-    draw = Draw(count)
-    for row in made:
-        order = order_of(seed, row["row_id"])
-        if draw.wants(order):
-            draw.offer(order, row)
-    expected: list[tuple[str, str | None]] = []
-    seen: set[str] = set()
-    for row in sorted(made, key=lambda row: order_of(seed, row["row_id"])):
-        text = row["messages"][0]["content"]
-        if len(seen) == count:
-            break
-        repeated = row["status"] == "ok" and text in seen
-        expected.append((row["row_id"], "duplicate" if repeated else row["reason"]))
-        seen |= {text} if row["status"] == "ok" else set()
-    assert [(row["row_id"], row["reason"]) for row in draw.rows()] == expected
-
-
-def own_file(folder: Path, count: int, **more: Any) -> Path:
-    file = folder / "mine.jsonl"
-    rows = [{"instruction": question(i), "response": f"{i + 1}"} | more for i in range(count)]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return file
 
 
 def of_own(file: Path, count: int, **changes: Any) -> list[dict[str, Any]]:
@@ -301,90 +229,6 @@ def test_without_the_hub_the_line_says_how_to_name_a_copy() -> None:
     assert done.returncode == MODEL_UNAVAILABLE, done.stderr
     assert "error: rehearsal source wildchat: hf:allenai/WildChat-1M@" in done.stderr
     assert "rehearsal.sources.wildchat.source: path:<file or folder>" in done.stderr
-
-
-# ----------------------------------------------------------------------------------------------------------- the stage
-
-
-def rehearse(folder: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "stages.rehearse"], cwd=folder, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout + done.stderr
-
-
-def test_the_default_params_draw_nothing_and_load_nothing(
-    default_params: dict[str, Any], project: Callable[..., Path]
-) -> None:
-    folder = project(default_params)
-    told = rehearse(folder)
-    loaded = {line.rpartition("|")[2].strip() for line in told.splitlines() if line.startswith("import time:")}
-    assert not loaded & {"datasets", "torch", "transformers", "huggingface_hub", "openai"}
-    assert [path.name for path in (folder / "data/rehearsal").iterdir()] == ["sources.json"]
-    assert records.read(folder / "data/borrowed.parquet", records.BORROWED) == []
-    assert json.loads((folder / "metrics/rehearsal.json").read_text()) == {"sources": 0, "borrowed": 0}
-
-
-def with_sources(params: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Params with a copy of WildChat to rehearse, its instructions to borrow, and a file of one's own."""
-    WRITE["wildchat"](folder / "wild copy")
-    file = own_file(folder, 40)
-    params["rehearsal"] |= {"rows": 10, "instructions": 6}
-    params["rehearsal"]["sources"] = {
-        "wildchat": {"source": f"path:{folder / 'wild copy'}"},
-        "mine": {"source": f"path:{file}", "licence": "CC0-1.0"},
-    }
-    params["mix"] = {"domain_fraction": 0.5, "total": 4}
-    params["variants"] |= {
-        "wild": {"rehearsal": "wildchat"},
-        "asked": {"rehearsal": "reconstructed", "instructions": "mine", "members": ["smollm2"], "rule": "first"},
-        "asked-too": {
-            "rehearsal": "reconstructed", "instructions": "mine", "members": ["qwen-coder"], "judges": ["smollm2"],
-            "samples": 2,
-        },
-    }  # fmt: skip
-    return params
-
-
-def test_the_stage_draws_what_variants_name(
-    default_params: dict[str, Any], project: Callable[..., Path], tmp_path: Path
-) -> None:
-    folder = project(with_sources(default_params, tmp_path))
-    told = rehearse(folder)
-    assert "rehearse wildchat: rows 2, dropped.empty_turn 1, dropped.redacted 1, dropped.toxic 1" in told
-    assert told.count("is outside data/own/, so a change in it reruns nothing") == 2
-    assert len(records.read(folder / "data/rehearsal/wildchat.parquet", records.REHEARSAL)) == 5
-    assert len(records.read(folder / "data/rehearsal/mine.parquet", records.REHEARSAL)) == 6  # no variant takes rows
-    borrowed = records.read(folder / "data/borrowed.parquet", records.BORROWED)
-    assert len({row["instruction_id"] for row in borrowed}) == 6
-    assert all(row["text"].startswith("Q") and row["source"] == "mine" for row in borrowed)
-    assert all((row["members"], row["judges"]) == (["smollm2", "qwen-coder"], ["smollm2"]) for row in borrowed)
-    assert {row["samples"] for row in borrowed} == {3}
-    read = json.loads((folder / "data/rehearsal/sources.json").read_text())
-    assert read["wildchat"]["splits"] == ["train"]
-    assert len(read["mine"]["sha256"]) == 64
-    metrics = json.loads((folder / "metrics/rehearsal.json").read_text())
-    assert metrics["wildchat.dropped.toxic"] == 1
-    assert metrics["borrowed"] == 6
-    first = {path: path.read_bytes() for path in (folder / "data").rglob("*.parquet")}
-    rehearse(folder)
-    assert {path: path.read_bytes() for path in first} == first
-
-
-def test_an_instruction_has_another_id_in_another_source() -> None:
-    def ids(source: str) -> set[str]:
-        raw = yaml.safe_load((Path(__file__).parent.parent / "params.yaml").read_text(encoding="utf-8"))
-        raw["variants"]["asked"] = {
-            "rehearsal": "reconstructed", "instructions": source, "members": ["smollm2"], "rule": "first",
-        }  # fmt: skip
-        row = {"row_id": "r", "status": "ok", "licence": "x", "messages": [{"role": "user", "content": " What? "}]}
-        return {one["instruction_id"] for one in rehearsal.borrowed_of(Params.model_validate(raw), {source: [row]})}
-
-    assert ids("sharegpt") == {records.digest("instruction", "sharegpt", "What?")}
-    assert not ids("sharegpt") & ids("wildchat")
-    assert records.digest("instruction", "What?") not in ids("sharegpt") | ids("wildchat")  # a probed one's
 
 
 # ----------------------------------------------------------------------------------------------------------- real rows
