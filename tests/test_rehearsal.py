@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from rehearsal_sets import WRITE, chat, own_file, question, said
 
-from anamnesis import rehearsal, variants
+from anamnesis import drawing, formats, rehearsal, sources, variants
 from anamnesis.drawing import instruction_of, reasons_of
 from anamnesis.errors import MODEL_UNAVAILABLE, UserError
 from anamnesis.public_sets import PUBLIC_SETS
@@ -219,16 +220,65 @@ def test_a_revision_that_can_move_is_resolved_and_said(
     assert f"pin what was read: source: {place.uri}" in capsys.readouterr().err
 
 
-def test_without_the_hub_the_line_says_how_to_name_a_copy() -> None:
+REFUSED = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}  # nobody listens
+
+
+@pytest.mark.parametrize(
+    ("name", "network"), [("wildchat", {"HF_HUB_OFFLINE": "1"}), ("openhermes-1", REFUSED), ("openhermes-1", {})]
+)
+def test_without_the_hub_the_line_says_how_to_name_a_copy(name: str, network: dict[str, str]) -> None:
     code = (
         "from anamnesis import rehearsal; from anamnesis.errors import run; from anamnesis.variants import Rehearsal;"
-        "run(lambda: print(rehearsal.draw(rehearsal.place_of('wildchat', Rehearsal()), Rehearsal(), 5, 1)))"
+        f"place = rehearsal.place_of('{name}', Rehearsal());"
+        "run(lambda: print(rehearsal.draw(rehearsal.resolve(place)[0], Rehearsal(), 5, 1)))"
     )
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "ANAMNESIS_CACHE": "/nonexistent"}
+    env = os.environ | {"ANAMNESIS_CACHE": "/nonexistent", "HF_HUB_OFFLINE": "1"} | network
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
     assert done.returncode == MODEL_UNAVAILABLE, done.stderr
-    assert "error: rehearsal source wildchat: hf:allenai/WildChat-1M@" in done.stderr
-    assert "rehearsal.sources.wildchat.source: path:<file or folder>" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert f"error: rehearsal source {name}: hf:{PUBLIC_SETS[name].repo}@" in done.stderr
+    assert f"rehearsal.sources.{name}.source: path:<file or folder>" in done.stderr
+
+
+def broken_off(*_: Any, **__: Any) -> None:
+    """A connection that ends in the middle, as the hub's client raises it."""
+    from huggingface_hub.errors import HTTPError
+
+    raise HTTPError("peer closed connection")
+
+
+def test_a_connection_that_breaks_off_is_one_line_wherever_the_hub_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    import huggingface_hub
+
+    for owner, function in ((datasets, "load_dataset"), (huggingface_hub, "snapshot_download")):
+        monkeypatch.setattr(owner, function, broken_off)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", broken_off)
+    place = rehearsal.place_of("openhermes-1", Rehearsal())
+    for read in (
+        lambda: rehearsal.resolve(place),
+        lambda: list(rehearsal.stream(place, None)),
+        lambda: sources.fetch_hub("m", sources.HubRepo("org/model", "main")),
+        lambda: list(formats.read("hf:org/set@main")),
+    ):
+        with pytest.raises(UserError, match="peer closed connection"):
+            read()
+
+
+def test_other_template_pieces_are_another_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was drawn under the old pattern is not served from the cache."""
+    hub = Hub(tmp_path, monkeypatch)
+    monkeypatch.setenv("ANAMNESIS_CACHE", str(tmp_path / "cache"))
+    place = rehearsal.place_of("evol-instruct", Rehearsal())
+
+    def dropped() -> int:
+        return reasons_of(rehearsal.draw(place, Rehearsal(), 100, SEED)).get("template piece", 0)
+
+    assert dropped() == 1
+    for module in (drawing, rehearsal):
+        monkeypatch.setattr(module, "TEMPLATE_PIECES", re.compile("no such piece"))
+    assert dropped() == 0
+    assert len(hub.asked) == 2
 
 
 # ----------------------------------------------------------------------------------------------------------- real rows
