@@ -279,7 +279,7 @@ class Distribution(Section):
     """Which sets the reconstructed instructions are held against, and how many of each are looked at."""
 
     compare: dict[str, str] = {}  # a name and a JSONL or Parquet file
-    sample: Annotated[int, Field(ge=2)] = 1000  # instructions of a set, at most
+    sample: Annotated[int, Field(ge=2, le=5000)] = 1000  # instructions of a set, at most; memory is its square
     likelihood: Annotated[int, Field(ge=0)] = 100  # of these, so many have their bits per byte measured
     resamples: Annotated[int, Field(ge=100)] = 1000  # of an interval, and permutations of a test
 
