@@ -283,3 +283,11 @@ def test_a_key_that_is_no_text_is_one_line(text: str, words: str, tmp_path: Path
         settings.load(tmp_path / "params.yaml")
     with pytest.raises(UserError, match="can't be read"):
         settings.load(tmp_path)
+
+
+def test_a_hash_that_begins_like_a_number_is_none(default_params: dict[str, Any], tmp_path: Path) -> None:
+    default_params["models"]["smollm2"]["sha256"] = "6e1b" * 16
+    text = yaml.safe_dump(default_params)
+    assert "sha256: 6e1b" in text  # without quotes
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    assert settings.load(tmp_path / "params.yaml").models["smollm2"].sha256 == "6e1b" * 16
