@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from anamnesis.decontamination import Overlap, words
-from anamnesis.errors import UserError
+from anamnesis.foresight import personal_data_library
 from anamnesis.records import CLEANED, digest, joined
 from anamnesis.responding import context_of
 
@@ -184,14 +184,10 @@ def refused_check(messages: Sequence[Message]) -> tuple[str, str] | None:
 
 
 def language_check(languages: Collection[str]) -> Check:
-    """Drops what is in another language with probability `SURE` or more, by py3langid.
-
-    Raises `UserError` for a language that it doesn't know.
-    """
+    """Drops what is in none of these (codes of variants.LANGUAGES) with probability `SURE` or more, by py3langid."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    _known("clean.languages", languages, identifier.labels)
 
     def check(messages: Sequence[Message]) -> tuple[str, str] | None:
         language, probability = identifier.classify(_spoken(messages))
@@ -205,27 +201,13 @@ def personal_data_check(kinds: Sequence[str]) -> Check:
 
     Raises `UserError` where the package is not installed or doesn't know a kind.
     """
-    try:
-        import datafog_core
-    except ImportError:
-        raise UserError(
-            "clean.personal_data: needs the package datafog-core, which is not installed; "
-            "`pip install --no-deps datafog-core` in .venv, or set it to []"
-        ) from None
-    known = [kind for kind, what in datafog_core.capabilities()["entities"].items() if "text" in what["scopes"]]
-    _known("clean.personal_data", kinds, known)
+    library = personal_data_library(kinds)
 
     def check(messages: Sequence[Message]) -> tuple[str, str] | None:
-        found = datafog_core.scan(_spoken(messages), config={"entities": list(kinds)})
+        found = library.scan(_spoken(messages), config={"entities": list(kinds)})
         return ("filtered", "personal data") if found else None
 
     return check
-
-
-def _known(key: str, wanted: Iterable[str], known: Collection[str]) -> None:
-    for name in wanted:
-        if name not in known:
-            raise UserError(f"{key}: {name!r} is not known; known: {', '.join(sorted(known))}")
 
 
 # ---------------------------------------------------------------------------------------------------- near-duplicates

@@ -26,6 +26,7 @@ EXPECTED = [  # (path of the key, its value, words the line must hold)
     ("probe.scripts", [], ["probe.scripts"]),
     ("train.learning_rate", float("inf"), ["train.learning_rate", "finite"]),
     ("variants.single-single.members", ["smollm2", "smollm2"], ["variants.single-single", "twice"]),
+    ("clean.languages", ["en", "klingon"], ["clean.languages.1", "'klingon' is not known; known: ace, af"]),
     ("distribution.sample", 100_000, ["distribution.sample", "less than or equal to 5000", "100000"]),
     ("mix.domain_fraction", 1.7, ["mix.domain_fraction", "less than or equal to 1", "1.7"]),
     ("mix.total", "many", ["mix.total", "integer", "many"]),
