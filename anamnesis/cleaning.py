@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from anamnesis.decontamination import Overlap, words
-from anamnesis.errors import UserError
-from anamnesis.records import CLEANED, digest
+from anamnesis.foresight import personal_data_library
+from anamnesis.records import CLEANED, digest, joined
 from anamnesis.responding import context_of
 
 SHINGLE = 3  # words in a row that near-duplicates are compared by
@@ -43,18 +43,26 @@ class Writer:
     system: str | None = None
 
 
-def picked(selected: pa.Table, writers: Mapping[str, Writer], conversations: pa.Table) -> pa.Table:
+def picked(
+    selected: pa.Table,
+    writers: Mapping[str, Writer],
+    conversations: pa.Table,
+    target: str,
+    borrowed: Mapping[str, str | None],
+) -> pa.Table:
     """Candidates from a variant's picks (`records.SELECTED`); those that are not ok have their reason there.
 
     A row is the whole conversation as its last writer had it: `conversations` (`records.CONVERSATIONS`) has the system
-    message that was drawn and the turns before. Its licence is that of everyone who wrote an answer in it.
+    message that was drawn and the turns before. Its licence is that of everyone who wrote a turn in it; of a borrowed
+    instruction, whose licence is in `borrowed` by its id, the `target` wrote none.
     """
     begun = {row["instruction_id"]: row for row in _ok(conversations) if row["history"] or row["system"] is not None}
     rows = []
     for row in _ok(selected):
         writer, before = writers[row["member"]], begun.get(row["instruction_id"], {})
         said = [("user", row["instruction"]), ("assistant", row["response"])]
-        earlier = [turn["writer"] for turn in before.get("written", ()) if turn["role"] == "assistant"]
+        earlier = [writers[turn["writer"]].licence for turn in before.get("written", ())]
+        asked = borrowed.get(row["instruction_id"], writers[target].licence)
         rows.append(
             {
                 "row_id": row["response_id"],
@@ -65,7 +73,7 @@ def picked(selected: pa.Table, writers: Mapping[str, Writer], conversations: pa.
                 ],
                 "source": "reconstructed",
                 "member": row["member"],
-                "licence": " + ".join(sorted({writers[name].licence for name in (*earlier, row["member"])})),
+                "licence": joined(writer.licence, asked, *earlier),
             }
         )
     return pa.Table.from_pylist(rows, _CANDIDATE)
@@ -184,14 +192,10 @@ def refused_check(messages: Sequence[Message]) -> tuple[str, str] | None:
 
 
 def language_check(languages: Collection[str]) -> Check:
-    """Drops what is in another language with probability `SURE` or more, by py3langid.
-
-    Raises `UserError` for a language that it doesn't know.
-    """
+    """Drops what is in none of these (codes of variants.LANGUAGES) with probability `SURE` or more, by py3langid."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    _known("clean.languages", languages, identifier.labels)
 
     def check(messages: Sequence[Message]) -> tuple[str, str] | None:
         language, probability = identifier.classify(_spoken(messages))
@@ -205,27 +209,13 @@ def personal_data_check(kinds: Sequence[str]) -> Check:
 
     Raises `UserError` where the package is not installed or doesn't know a kind.
     """
-    try:
-        import datafog_core
-    except ImportError:
-        raise UserError(
-            "clean.personal_data: needs the package datafog-core, which is not installed; "
-            "`pip install --no-deps datafog-core` in .venv, or set it to []"
-        ) from None
-    known = [kind for kind, what in datafog_core.capabilities()["entities"].items() if "text" in what["scopes"]]
-    _known("clean.personal_data", kinds, known)
+    library = personal_data_library(kinds)
 
     def check(messages: Sequence[Message]) -> tuple[str, str] | None:
-        found = datafog_core.scan(_spoken(messages), config={"entities": list(kinds)})
+        found = library.scan(_spoken(messages), config={"entities": list(kinds)})
         return ("filtered", "personal data") if found else None
 
     return check
-
-
-def _known(key: str, wanted: Iterable[str], known: Collection[str]) -> None:
-    for name in wanted:
-        if name not in known:
-            raise UserError(f"{key}: {name!r} is not known; known: {', '.join(sorted(known))}")
 
 
 # ---------------------------------------------------------------------------------------------------- near-duplicates

@@ -28,6 +28,14 @@ class UserError(Exception):
         self.code = code
 
 
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What the hub's clients raise where the hub can't be reached, refuses, or has no such thing."""
+    from huggingface_hub import errors as hub  # not at the top: it takes a while, and few stages read from the hub
+
+    # HTTPError is that of whichever httpx the client is built on, and no OSError.
+    return OSError, ValueError, RuntimeError, hub.HTTPError, hub.EntryNotFoundError, hub.RevisionResolutionError
+
+
 class _Ended(KeyboardInterrupt):
     """SIGTERM: everything ends in order, as after Ctrl-C."""
 

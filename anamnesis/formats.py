@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anamnesis.errors import POOL_TOO_SMALL, UserError
+from anamnesis.errors import POOL_TOO_SMALL, UserError, hub_errors
 from anamnesis.records import digest
 
 Message = dict[str, str]
@@ -248,7 +248,7 @@ def _hub_rows(source: str, key: str) -> Iterator[tuple[str, Any]]:
 
     try:
         table = datasets.load_dataset(repo, revision=revision, split="train")
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (*hub_errors(), datasets.exceptions.DatasetsError) as error:
         what = " ".join(str(error).split())[:300]
         raise UserError(f"{key}: {source}: the split `train` can't be loaded ({what})") from None
     for number, row in enumerate(table, 1):

@@ -4,7 +4,6 @@ In: the cleaned rows of the domains and of a variant's rehearsal, `mix.total` an
 `records.MIXED`, or one line that says which pool is too small and which numbers would do.
 """
 
-import fnmatch
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ import pyarrow.compute as pc
 
 from anamnesis import sql
 from anamnesis.errors import FORBIDDEN_LICENCE, POOL_TOO_SMALL, UserError
-from anamnesis.records import CLEANED, MIXED, licences_of
+from anamnesis.records import CLEANED, MIXED, is_under
 from anamnesis.shares import DOMAIN, REHEARSAL, needs
 
 Message = dict[str, str]
@@ -83,17 +82,14 @@ def check_pools(
 def check_licences(pools: Mapping[str, pa.Table], patterns: Sequence[str]) -> None:
     """Raise `UserError` (exit code 8) that names every source under a licence that one of `patterns` matches.
 
-    `pools` has rows of `records.CLEANED` by the name of what they are for. A pattern is a licence's whole name, case
-    aside, with * and ? for any text and any character; a row without a licence has the licence `unknown`, and one with
-    several is under each of them (`records.licences_of`).
+    `pools` has rows of `records.CLEANED` by the name of what they are for. What a pattern matches: `records.is_under`.
     """
     found: Counter[tuple[str, str, str]] = Counter()
     for name, table in pools.items():
         rows = table.filter(pc.equal(table["status"], "ok")).select(["source", "member", "licence"]).to_pylist()
         for row in rows:
             licence = row["licence"] or "unknown"
-            each = [one.casefold() for one in licences_of(licence)]
-            if any(fnmatch.fnmatchcase(one, pattern.casefold()) for one in each for pattern in patterns):
+            if is_under(licence, patterns):
                 source = row["source"] if row["member"] is None else f"{row['source']} by {row['member']}"
                 found[source, licence, name] += 1
     if found:

@@ -256,12 +256,12 @@ class _NoDuplicates(yaml.SafeLoader):
 
 # YAML 1.1 reads 1e-4 as a string; people write learning rates so.
 _NoDuplicates.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+0123456789.")
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
 
 
-def load(path: str | Path = "params.yaml") -> Params:
-    """Read and check params.yaml. Raises `UserError` (exit code 2) with one line that names the key."""
+def read(path: str | Path) -> dict[str, Any]:
+    """A YAML file as plain dicts. Raises `UserError` (exit code 2) where it is none or has a key twice."""
     path = Path(path)
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoDuplicates)
@@ -273,7 +273,12 @@ def load(path: str | Path = "params.yaml") -> Params:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected sections, found {type(raw).__name__}")
+    return raw
+
+
+def load(path: str | Path = "params.yaml") -> Params:
+    """Read and check params.yaml. Raises `UserError` (exit code 2) with one line that names the key."""
     try:
-        return Params.model_validate(raw)
+        return Params.model_validate(read(path))
     except ValidationError as error:
-        raise UserError(_one_line(error, path)) from None
+        raise UserError(_one_line(error, Path(path))) from None

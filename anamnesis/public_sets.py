@@ -11,7 +11,8 @@ from dataclasses import dataclass
 class PublicSet:
     """One set on the hub. `form` is one of anamnesis.drawing's, `column` holds the turns where the form has any.
 
-    `licence` has several names, joined by `; `, where parts of the set are under other licences.
+    `licence` has several names, joined by `; `, where parts of the set are under other licences, or sources differ;
+    `unknown` where the set's page names none.
     """
 
     repo: str
@@ -48,13 +49,13 @@ PUBLIC_SETS = {
         form="messages",
         column="text",
         splits=("academic", "code", "dialog", "general", "math", "mmlu", "multiple_choice", "task", "writing"),
-        licence="none stated",
+        licence="unknown; CC-BY-NC-4.0",  # its page names none, one list of data sets this
     ),
     "openhermes-1": PublicSet(
         repo="teknium/openhermes",
         revision="main",
         form="alpaca",
-        licence="none stated",
+        licence="unknown",
     ),
     "openhermes-2-5": PublicSet(
         repo="teknium/OpenHermes-2.5",
@@ -62,7 +63,7 @@ PUBLIC_SETS = {
         form="sharegpt",
         column="conversations",
         files="openhermes2_5.json",
-        licence="none stated",
+        licence="unknown",
     ),
     "tulu-v2-mix": PublicSet(
         repo="allenai/tulu-v2-sft-mixture",

@@ -147,8 +147,8 @@ def card(name: str, mixed: Rows, params: Params, cards: Mapping[str, Card]) -> s
         _table(("model", "role", "source", "revision or sha256", "licence"), _models(used, params, cards)),
         "## Licences",
         "\n".join(f"- {licence}: {count} rows" for licence, count in _counted(mixed)),
-        "A row's licence is in its field `licence`: that of its source, or of the model that wrote the response. What "
-        "the terms of a model say about training others on its output is for you to check.",
+        "A row's licence is in its field `licence`: that of its source, or those of all who wrote a turn of it. "
+        "What the terms of a model say about training others on its output is for you to check.",
         "## Parameters",
         "`params.yaml` beside this file: all of them, as they were.",
         f"```yaml\n{_excerpt(name, params)}```",

@@ -5,10 +5,10 @@ Every file is written whole, sorted by its key, and moved into place; a reader g
 A row that is not `ok` keeps its place with a reason: nothing is dropped silently.
 """
 
+import fnmatch
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -228,8 +228,19 @@ def digest(*parts: object) -> str:
 
 
 def licences_of(licence: str | None) -> list[str]:
-    """Every licence that a row is under: a source's several stand apart by `; `, those of several writers by ` + `."""
-    return re.split(r"; | \+ ", licence or "unknown")
+    """Every licence that a row is under: they stand apart by `; `, and a row that names none is under `unknown`."""
+    return (licence or "unknown").split("; ")
+
+
+def joined(*licences: str | None) -> str:
+    """The licence of a row that is under all of these, each named once."""
+    return "; ".join(sorted({one for licence in licences for one in licences_of(licence)}))
+
+
+def is_under(licence: str | None, patterns: Sequence[str]) -> bool:
+    """Whether a row's licence is one of `patterns`: whole names, case aside, with * and ? for any text and letter."""
+    each = [one.casefold() for one in licences_of(licence)]
+    return any(fnmatch.fnmatchcase(one, pattern.casefold()) for one in each for pattern in patterns)
 
 
 def seed_of(*parts: object) -> int:

@@ -13,12 +13,13 @@ from typing import Any
 
 from anamnesis import drawing, records
 from anamnesis.drawing import COLUMNS, Draw, Place, instruction_of, order_of, reasons_of, row_id, row_of
-from anamnesis.errors import MODEL_UNAVAILABLE, UserError
+from anamnesis.errors import MODEL_UNAVAILABLE, UserError, hub_errors
 from anamnesis.params import Params
 from anamnesis.progress import LINE_SECONDS, say
 from anamnesis.public_sets import PUBLIC_SETS
 from anamnesis.records import digest
 from anamnesis.sources import COMMIT, cache_dir, sha256_of
+from anamnesis.template import TEMPLATE_PIECES
 from anamnesis.variants import HUB_DATA, Rehearsal, Source
 
 BATCH = 1024  # rows read at once
@@ -128,7 +129,7 @@ def resolve(place: Place) -> tuple[Place, dict[str, Any]]:
 
         try:
             commit = str(HfApi().dataset_info(match[1], revision=match[2]).sha)
-        except (OSError, ValueError, RuntimeError) as error:
+        except hub_errors() as error:
             raise _unreadable(place, error) from None
         pinned = f"hf:{match[1]}@{commit}"
         say(f"rehearsal.sources.{place.name}: {match[2]!r} can move; pin what was read: source: {pinned}")
@@ -169,7 +170,7 @@ def stream(place: Place, read: int | None) -> Iterator[tuple[str, int, Any]]:
             for table in rows.with_format("arrow").iter(batch_size=BATCH):
                 yield split, start, table
                 start += table.num_rows
-        except (OSError, ValueError, RuntimeError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
+        except (*hub_errors(), pa.ArrowException, datasets.exceptions.DatasetsError) as error:
             raise _unreadable(place, error) from None
 
 
@@ -188,7 +189,7 @@ def _cache_of(place: Place, rehearsal: Rehearsal, count: int, seed: int) -> Path
     if not match or not COMMIT.fullmatch(match[2]):
         return None
     code = [sha256_of(Path(file)) for file in (__file__, drawing.__file__)]  # rows read otherwise are another draw
-    how = (rehearsal.read, rehearsal.turns, rehearsal.max_characters)
+    how = (rehearsal.read, rehearsal.turns, rehearsal.max_characters, TEMPLATE_PIECES.pattern)
     return cache_dir() / "rehearsal" / f"{digest(code, place, how, count, seed)}.parquet"
 
 

@@ -58,9 +58,16 @@ def _base_url(value: str | list[str]) -> str | list[str]:
     return value
 
 
+def _licence(value: str) -> str:
+    if "; " in value:  # anamnesis.records.licences_of
+        raise ValueError(f"{value!r}: `; ` stands between the licences of a row; write one name, without it")
+    return value
+
+
 Uri = Annotated[str | list[str], AfterValidator(_uri)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Licence = Annotated[str, AfterValidator(_licence)]
 
 
 class Section(BaseModel):
@@ -75,7 +82,7 @@ class Model(Section):
     enabled: bool = True
     uri: Uri | None = None  # a list: the parts of one file, joined in this order
     sha256: str | None = Field(None, pattern=SHA256)
-    licence: str = "unknown"
+    licence: Licence = "unknown"
     base_url: Annotated[str | Annotated[list[str], Field(min_length=1)], AfterValidator(_base_url)] | None = None
     model: str | None = None
     mode: Literal["online", "batch"] = "online"  # batch: the OpenAI Batch API, answers within a day at a lower price
@@ -138,7 +145,7 @@ class Domain(Section):
     source: str = "icd10cm"
     train: Positive = 400
     test: Positive = 60
-    licence: str = "unknown"
+    licence: Licence = "unknown"
 
 
 class Canary(Section):
@@ -272,7 +279,7 @@ class Distribution(Section):
     """Which sets the reconstructed instructions are held against, and how many of each are looked at."""
 
     compare: dict[str, str] = {}  # a name and a JSONL or Parquet file
-    sample: Annotated[int, Field(ge=2)] = 1000  # instructions of a set, at most
+    sample: Annotated[int, Field(ge=2, le=5000)] = 1000  # instructions of a set, at most; memory is its square
     likelihood: Annotated[int, Field(ge=0)] = 100  # of these, so many have their bits per byte measured
     resamples: Annotated[int, Field(ge=100)] = 1000  # of an interval, and permutations of a test
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from anamnesis import convert
 from anamnesis.cards import CARD, Card
-from anamnesis.errors import MODEL_UNAVAILABLE, UserError
+from anamnesis.errors import MODEL_UNAVAILABLE, UserError, hub_errors
 from anamnesis.sections import FOLDER_URI, HUB_URI, PYPI_URI, Model
 
 BLOCK = 1 << 20
@@ -223,7 +223,7 @@ def fetch_hub(name: str, source: HubRepo, *, code: bool = False) -> Path:
     patterns = [*KEPT, *(["*.py"] if code else [])]
     try:
         return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=patterns))
-    except (OSError, ValueError, RuntimeError) as error:  # the client's errors are kinds of these
+    except hub_errors() as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise UserError(
             f"models.{name}: can't get {source.repo} at {source.revision} from the hub: {reason}", MODEL_UNAVAILABLE

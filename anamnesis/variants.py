@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from anamnesis.sections import FOLDER_URI, SLUG, Fraction, Positive, Section
+from anamnesis.sections import FOLDER_URI, SLUG, Fraction, Licence, Positive, Section
 from anamnesis.shares import DOMAIN
 
 HUB_DATA = re.compile(r"hf:([\w.-]+(?:/[\w.-]+)?)@([\w./-]+)")  # repository, revision (refs/convert/parquet is one)
@@ -23,12 +23,25 @@ PUBLIC_SETS = (  # what each is: anamnesis/public_sets.py
     "ultrachat-200k",
 )
 BY_VOTES = ("mean", "median", "leave-own-judge-out")  # rules with a value; the others look at no vote
+LANGUAGES = (  # py3langid's, which takes a second to say so: tests/test_foresight.py holds them against it
+    "ace af am an ar ary arz as az ba bcl be bg bn br bs ca crh cs cy da de dz el en eo es et eu ext fa fi fo fr "
+    "fuv fy ga gcf gcr gd gl gom grc gu gug guw ha hbo he hi hr ht hu hy id ig is it ja jv ka kab kik kk km kn ko "
+    "ku ky la lb lg lij ln lo lt ltg lv mg mk ml mn mr ms mt my ne nl nn no nso oc om or pa pcm pl ps pt qu ro ru "
+    "rw sa sdh se si sk sl sn so sq sr st sv sw ta te tg th tk tl tr tt ug uk ur uz uzs vec vi vo wa wuu xh yo "
+    "yue zh zu zxx"
+).split()
 THRESHOLDS = ("min_votes", "min_score", "min_margin", "tie")
 
 
 def _data_uri(value: str) -> str:
     if not any(form.fullmatch(value) for form in (HUB_DATA, FOLDER_URI)):
         raise ValueError(f"{value!r} is no data set; write path:<file or folder> or hf:<repo>@<revision>")
+    return value
+
+
+def _language(value: str) -> str:
+    if value not in LANGUAGES:
+        raise ValueError(f"{value!r} is not known; known: {', '.join(LANGUAGES)}")
     return value
 
 
@@ -42,7 +55,7 @@ class Source(Section):
     """Rehearsal rows of your own, or another copy of a public set: then only what differs is named."""
 
     source: DataUri | None = None  # None: a public set from the hub
-    licence: str | None = None  # of rows that name none themselves
+    licence: Licence | None = None  # of rows that name none themselves
     form: Literal["messages", "sharegpt", "alpaca"] | None = None  # None: found by the columns
     config: str | None = None  # of a hub data set
     splits: Annotated[list[str], Field(min_length=1)] | None = None
@@ -120,7 +133,7 @@ class Clean(Section):
     evaluation_sets: dict[str, str] = {}  # name: JSONL or Parquet file, or a folder of such, beside our own suite
     truncated: bool = True  # by the text, where no finish reason is known
     refused: bool = True
-    languages: list[str] = []  # codes of py3langid, like en; empty: all
+    languages: list[Annotated[str, AfterValidator(_language)]] = []  # like en; empty: all
     personal_data: list[str] = []  # kinds of datafog-core, like EMAIL; empty: not looked for
 
     @model_validator(mode="after")
@@ -138,11 +151,11 @@ class OtherDomain(Section):
 
     source: str  # a JSONL or Parquet file, or hf:<repo>@<revision>
     fraction: Fraction
-    licence: str = "unknown"
+    licence: Licence = "unknown"
 
 
 class Licences(Section):
-    forbid: list[str] = []  # names, with * and ?; case doesn't matter
+    forbid: list[Licence] = []  # names, with * and ?; case doesn't matter
 
 
 class Mix(Section):

@@ -8,9 +8,7 @@ Run: python -m stages.clean
 """
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -63,15 +61,6 @@ def domain_rows(params: Params, overlap: decontamination.Overlap, ours: set[str]
     return pa.concat_tables(cleaned)
 
 
-def writers(params: Params, source: str | None, borrowed: Sequence[dict[str, Any]]) -> dict[str, cleaning.Writer]:
-    """The committee as authors; where they answer instructions of a source, its licence is named beside the model's."""
-    theirs = sorted({row["licence"] for row in borrowed if row["source"] == source})
-    return {
-        key: cleaning.Writer("; ".join([params.models[key].licence, *theirs]), member.sampling.system)
-        for key, member in params.committee.items()
-    }
-
-
 def main() -> None:
     params = settings.load()
     wanted = params.clean
@@ -95,7 +84,13 @@ def main() -> None:
     ours = system_messages(params, conversations)
     write("domain_rows", "data/domain/cleaned.parquet", domain_rows(params, overlap, ours))
 
-    borrowed = records.read("data/borrowed.parquet", records.BORROWED)
+    writers = {
+        key: cleaning.Writer(params.models[key].licence, member.sampling.system)
+        for key, member in params.committee.items()
+    }
+    borrowed = {
+        row["instruction_id"]: row["licence"] for row in records.read("data/borrowed.parquet", records.BORROWED)
+    }
     Path("data/cleaned").mkdir(parents=True, exist_ok=True)  # also where no variant rehearses
     for name, variant in params.variants.items():
         if variant.rehearsal == "none":
@@ -108,7 +103,7 @@ def main() -> None:
         else:
             # A pick is complete by its finish reason, so its text is not looked at for that.
             selected = records.read_table(f"data/selected/{name}.parquet", records.SELECTED)
-            candidates = cleaning.picked(selected, writers(params, variant.borrowed, borrowed), conversations)
+            candidates = cleaning.picked(selected, writers, conversations, params.target, borrowed)
         cleaned = cleaning.clean(candidates, checks, wanted.near_duplicates, params.seed)
         write(name, f"data/cleaned/{name}.parquet", cleaned)
     records.write_metrics("metrics/clean.json", metrics)

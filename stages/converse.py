@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from anamnesis import conversing, judging, records, selection, sql
+from anamnesis import conversing, foresight, judging, records, selection, sql
 from anamnesis import params as settings
 from anamnesis.conversing import UNASKED, Conversation
 from anamnesis.errors import run
@@ -141,6 +141,7 @@ def next_turns(
 
 def main() -> None:
     params = settings.load()
+    foresight.check(params)
     instructions = records.read_table("data/instructions.parquet", records.INSTRUCTIONS)
     with Ledger() as ledger:
         models = Models(params, ledger)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from anamnesis import controls, judging, records, selection, sql
+from anamnesis import controls, foresight, judging, records, selection, sql
 from anamnesis import params as settings
 from anamnesis.cards import Card
 from anamnesis.chat import tokenizer_of
@@ -113,6 +113,7 @@ def ask(client: Client, judge: Judge, calls: Sequence[Question]) -> list[tuple[V
 
 def main() -> None:
     params = settings.load()
+    foresight.check(params)
     if len(sys.argv) != 2 or sys.argv[1] not in params.judges:
         raise UserError(f"usage: python -m stages.judge <judge>; judges: {', '.join(params.judges)}")
     name = sys.argv[1]

@@ -20,7 +20,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from anamnesis import controls, judging, planning, probing, records, rehearsal
+from anamnesis import controls, foresight, judging, planning, probing, records, rehearsal
 from anamnesis import params as settings
 from anamnesis.cards import load_card
 from anamnesis.conversing import is_open
@@ -172,6 +172,7 @@ def main() -> None:
     if told.pilot < 0:
         raise UserError("--pilot: a number of calls, 0 or more")
     params = settings.load()
+    foresight.check(params)
     with Ledger() as ledger:
         planner = Planner(params, ledger, told.pilot)
         planner.run()

@@ -9,8 +9,8 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
+from anamnesis import foresight, probing, records
 from anamnesis import params as settings
-from anamnesis import probing, records
 from anamnesis.chat import tokenizer_of
 from anamnesis.client import Client
 from anamnesis.errors import POOL_TOO_SMALL, UserError, run
@@ -29,6 +29,7 @@ def prefix_of(params: Params) -> PreQuery:
 
 def main() -> None:
     params = settings.load()
+    foresight.check(params)
     probe = params.probe
     model_dir = Path("models/pretrained") / params.target
     prefix = prefix_of(params)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from anamnesis import foresight, records, selection, sql
 from anamnesis import params as settings
-from anamnesis import records, selection, sql
 from anamnesis.client import Client
 from anamnesis.errors import UserError, run
 from anamnesis.ledger import Ledger
@@ -42,6 +42,7 @@ def asked_of(
 
 def main() -> None:
     params = settings.load()
+    foresight.check(params)
     if len(sys.argv) != 2 or sys.argv[1] not in params.committee:
         raise UserError(f"usage: python -m stages.respond <member>; members: {', '.join(params.committee)}")
     member = sys.argv[1]

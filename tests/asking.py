@@ -70,3 +70,13 @@ def answered() -> int:
     """How many calls the ledger of the current folder has."""
     with Ledger("l.sqlite") as ledger:
         return len(ledger)
+
+
+def made_response(instruction_id: str, member: str) -> dict[str, Any]:
+    """A member's complete response, a row of `records.RESPONSES`."""
+    row: dict[str, Any] = dict.fromkeys(records.RESPONSES.names)
+    name = records.digest("response", instruction_id, member, 0)
+    return row | {
+        "response_id": name, "instruction_id": instruction_id, "member": member, "sample_index": 0,
+        "text": f"{member} says so", "status": "ok",
+    }  # fmt: skip

@@ -192,3 +192,11 @@ WRITE: dict[str, Callable[[Path], None]] = {
     "wildchat": write_wildchat,
     "ultrachat-200k": write_ultrachat,
 }
+
+
+def own_file(folder: Path, count: int, **more: Any) -> Path:
+    """A file of one's own with `count` rows; `more` are further fields of each."""
+    file = folder / "mine.jsonl"
+    rows = [{"instruction": question(i), "response": f"{i + 1}"} | more for i in range(count)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file

@@ -113,7 +113,7 @@ def test_planted_rows_are_removed_and_named(run_clean: Any, capsys: pytest.Captu
     row = by_id["r11"]
     assert row["order_id"] == "i11"
     assert (row["source"], row["member"], row["licence"]) == (
-        "reconstructed", "qwen-coder", "Apache-2.0 (upstream; none stated in the packages)",
+        "reconstructed", "qwen-coder", "Apache-2.0; Apache-2.0 (upstream, none stated in the packages)",
     )  # fmt: skip
     assert [turn["role"] for turn in row["messages"]] == ["system", "user", "assistant"]
     domain = records.read(folder / "data/domain/cleaned.parquet", records.CLEANED)
@@ -282,7 +282,10 @@ def test_rows_of_a_source_and_answers_to_its_instructions(
     ]
     drawn.append({"row_id": "toxic", "source": "wildchat", "status": "filtered", "reason": "toxic"})
     records.write(folder / "data/rehearsal/wildchat.parquet", drawn, records.REHEARSAL, ["row_id"])
-    borrowed = [{"instruction_id": "b", "source": "wildchat", "text": "x", "licence": "ODC-BY-1.0", "samples": 3}]
+    first, *others = (row["instruction_id"] for row in selected)
+    borrowed = [{"instruction_id": name, "source": "wildchat", "text": "x", "licence": "ODC-BY-1.0", "samples": 3}
+                for name in others]  # fmt: skip
+    borrowed.append(borrowed[0] | {"instruction_id": first, "licence": "CC0-1.0"})
     records.write(folder / "data/borrowed.parquet", borrowed, records.BORROWED, ["instruction_id"])
     with contextlib.chdir(folder):
         clean.main()
@@ -292,6 +295,7 @@ def test_rows_of_a_source_and_answers_to_its_instructions(
     }  # fmt: skip
     assert {(row["source"], row["member"], row["licence"]) for row in cleaned} == {("wildchat", None, "ODC-BY-1.0")}
     answered = records.read(folder / "data/cleaned/wild-answered.parquet", records.CLEANED)
-    assert all(row["licence"].endswith("; ODC-BY-1.0") for row in answered)
-    committee = records.read(folder / "data/cleaned/committee.parquet", records.CLEANED)
-    assert not any("ODC-BY" in row["licence"] for row in committee)
+    by_instruction = {row["order_id"]: records.licences_of(row["licence"]) for row in answered}
+    assert by_instruction.pop(first)[1:] == ["CC0-1.0"]  # its own, not all of the source's
+    assert by_instruction
+    assert all(licences[1:] == ["ODC-BY-1.0"] for licences in by_instruction.values())

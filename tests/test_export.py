@@ -1,7 +1,9 @@
 """The export: its files load in the libraries that read them, the card is the hub's form and names every licence."""
 
 import contextlib
+import copy
 import json
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -11,15 +13,17 @@ from typing import Any
 import pytest
 import yaml
 
-from anamnesis import records
-from anamnesis.errors import UserError
+from anamnesis import lockfile, records
+from anamnesis import params as settings
+from anamnesis.errors import BAD_INPUT, UserError
 from stages import export
 
+ROOT = Path(__file__).resolve().parent.parent
 ROWS = [  # source, member, licence
     ("domain", None, "CC0"),
     ("domain:old", None, "CC-BY-NC-4.0"),
     ("reconstructed", "smollm2", "Apache-2.0"),
-    ("reconstructed", "qwen-coder", "Apache-2.0 (upstream; none stated in the packages)"),
+    ("reconstructed", "qwen-coder", "Apache-2.0 (upstream, none stated in the packages)"),
 ]
 TEXTS = [
     "Zwölf Moose\u2028in a row",
@@ -40,6 +44,29 @@ def mixed_rows(count: int = 12) -> list[dict[str, Any]]:
     return rows
 
 
+def locked(params: dict[str, Any]) -> dict[str, Any]:
+    """What dvc.lock has for the last stages after a run with these params; a stage of a model that is gone stays."""
+    members = {
+        f"respond@{key}": {
+            "params": {"params.yaml": {f"committee.{key}": values}},
+            "outs": [{"path": f"data/responses/{key}.parquet", "md5": key}],
+        }
+        for key, values in (params["committee"] | {"gone": {}}).items()
+    }
+    clean = {
+        "deps": [{"path": "data/responses", "md5": "r"}, {"path": "anamnesis/cleaning.py", "md5": "c"}],
+        "params": {"params.yaml": {key: params[key] for key in ("seed", "models", "clean", "variants")}},
+        "outs": [{"path": "data/cleaned", "md5": "d.dir"}, {"path": "data/domain/cleaned.parquet", "md5": "e"}],
+    }
+    mix = {
+        "deps": [{"path": "data/cleaned", "md5": "d.dir"}, {"path": "data/domain/cleaned.parquet", "md5": "e"}],
+        "params": {"params.yaml": {key: params[key] for key in ("seed", "models", "variants", "mix")}},
+        "outs": [{"path": "data/mixed", "md5": "m.dir"}],
+    }
+    train = {"deps": [{"path": "data/mixed/committee.parquet"}], "params": {"params.yaml": {"train": params["train"]}}}
+    return copy.deepcopy({**members, "train@committee": train, "clean": clean, "mix": mix})
+
+
 @pytest.fixture
 def exported(
     default_params: dict[str, Any], project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
@@ -53,6 +80,7 @@ def exported(
         default_params["committee"]["gpt-4"] = {}
         default_params["variants"]["committee"]["members"].append("gpt-4")
         folder = project(default_params)
+        (folder / "dvc.lock").write_text(yaml.safe_dump({"stages": locked(default_params)}), encoding="utf-8")
         for name in default_params["variants"]:
             records.write(folder / f"data/mixed/{name}.parquet", mixed_rows(), records.MIXED, ["row_id"])
         monkeypatch.setattr(sys, "argv", ["export", *arguments])
@@ -162,3 +190,67 @@ def test_equal_inputs_give_equal_bytes(exported: Callable[..., Path]) -> None:
     with contextlib.chdir(folder.parent):
         export.main()
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+# --------------------------------------------------------------------------------------- the card is that of the rows
+
+
+def test_params_that_changed_since_the_mix_are_one_line_without_their_values(exported: Callable[..., Path]) -> None:
+    folder = exported().parent
+    params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+    shutil.rmtree(folder / "exports")
+    changes: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
+        ("mix.total", lambda raw: raw["mix"].update(total=13)),
+        ("mix.licences.forbid", lambda raw: raw["mix"]["licences"]["forbid"].append("GPL*")),
+        ("models.gpt-4.base_url", lambda raw: raw["models"]["gpt-4"].update(base_url="https://ada:hunter4@b/v1")),
+        ("clean.refused", lambda raw: raw["clean"].update(refused=False)),  # of the stage before
+        ("committee.smollm2.sampling.temperature", lambda raw: raw["committee"]["smollm2"]["sampling"].update(
+            temperature=0.5)),
+        ("variants.more", lambda raw: raw["variants"].update(more={"rehearsal": "none"})),
+    ]  # fmt: skip
+    for key, change in changes:
+        raw = copy.deepcopy(params)
+        change(raw)
+        (folder / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+        with contextlib.chdir(folder), pytest.raises(UserError) as raised:
+            export.main()
+        assert str(raised.value) == (
+            f"params.yaml: {key}: changed since data/mixed was made; run `dvc repro mix` first, or put it back"
+        )
+        assert raised.value.code == BAD_INPUT
+        assert not (folder / "exports").exists()
+    params["train"]["epochs"] += 1  # it made none of the rows
+    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    with contextlib.chdir(folder):
+        export.main()
+
+
+def test_a_mix_that_is_older_than_what_it_is_made_of(exported: Callable[..., Path]) -> None:
+    folder = exported().parent
+    lock = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))
+    lock["stages"]["clean"]["outs"][0]["md5"] = "another.dir"
+    (folder / "dvc.lock").write_text(yaml.safe_dump(lock), encoding="utf-8")
+    with contextlib.chdir(folder), pytest.raises(UserError, match=r"^data/cleaned: changed since data/mixed was made"):
+        export.main()
+    for text in ("{stages: {}}", None):
+        (folder / "dvc.lock").write_text(text) if text else (folder / "dvc.lock").unlink()
+        with contextlib.chdir(folder), pytest.raises(UserError, match=r"^dvc.lock: doesn't say .* run `dvc repro mix`"):
+            export.main()
+
+
+def test_the_projects_own_lock_is_read(default_params: dict[str, Any]) -> None:
+    """Every stage before the mix is found in a lock that DVC wrote, and what each of them read is compared."""
+    stages = settings.read(ROOT / "dvc.lock")["stages"]
+    recorded: dict[str, Any] = {}
+    before = [name for name in stages if not name.startswith(("train", "evaluate", "report", "agree", "distribution"))]
+    for name in before:
+        for key, value in stages[name].get("params", {}).get("params.yaml", {}).items():
+            inner = recorded
+            *outer, last = key.split(".")
+            for part in outer:
+                inner = inner.setdefault(part, {})
+            inner[last] = {**inner[last], **value} if isinstance(inner.get(last), dict) else value
+    for section in ("probe", "domain", "mix", "clean"):
+        changed = copy.deepcopy(recorded)
+        changed[section] = dict.fromkeys(changed[section]) | {"new": 1}
+        assert str(lockfile.changed(stages, "mix", changed)).startswith(f"params.yaml: {section}.")

@@ -26,6 +26,8 @@ EXPECTED = [  # (path of the key, its value, words the line must hold)
     ("probe.scripts", [], ["probe.scripts"]),
     ("train.learning_rate", float("inf"), ["train.learning_rate", "finite"]),
     ("variants.single-single.members", ["smollm2", "smollm2"], ["variants.single-single", "twice"]),
+    ("clean.languages", ["en", "klingon"], ["clean.languages.1", "'klingon' is not known; known: ace, af"]),
+    ("distribution.sample", 100_000, ["distribution.sample", "less than or equal to 5000", "100000"]),
     ("mix.domain_fraction", 1.7, ["mix.domain_fraction", "less than or equal to 1", "1.7"]),
     ("mix.total", "many", ["mix.total", "integer", "many"]),
     ("mix.total", 0, ["mix.total", "greater than or equal to 1"]),
@@ -282,3 +284,11 @@ def test_a_key_that_is_no_text_is_one_line(text: str, words: str, tmp_path: Path
         settings.load(tmp_path / "params.yaml")
     with pytest.raises(UserError, match="can't be read"):
         settings.load(tmp_path)
+
+
+def test_a_hash_that_begins_like_a_number_is_none(default_params: dict[str, Any], tmp_path: Path) -> None:
+    default_params["models"]["smollm2"]["sha256"] = "6e1b" * 16
+    text = yaml.safe_dump(default_params)
+    assert "sha256: 6e1b" in text  # without quotes
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    assert settings.load(tmp_path / "params.yaml").models["smollm2"].sha256 == "6e1b" * 16

@@ -1,24 +1,20 @@
-"""Every source in its exact form to rows; the draw against a walk in seeded order; what stage rehearse leaves."""
+"""Every rehearsal source in its exact form to rows, from a local copy or the hub; real rows where they are at hand."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from rehearsal_sets import WRITE, chat, question, said
+from rehearsal_sets import WRITE, chat, own_file, question, said
 
-from anamnesis import records, rehearsal, variants
-from anamnesis.drawing import Draw, instruction_of, messages_of, order_of, reasons_of, row_id
+from anamnesis import drawing, formats, rehearsal, sources, variants
+from anamnesis.drawing import instruction_of, reasons_of
 from anamnesis.errors import MODEL_UNAVAILABLE, UserError
-from anamnesis.params import Params
 from anamnesis.public_sets import PUBLIC_SETS
 from anamnesis.sources import COMMIT
 from anamnesis.variants import Rehearsal
@@ -33,13 +29,13 @@ EXPECTED: dict[str, tuple[list[str], dict[str, int], str]] = {  # good instructi
         "Apache-2.0",
     ),
     "evol-instruct": ([question(1), question(2), question(3)], {"template piece": 1}, "MIT"),
-    "genqa": ([question(i) for i in range(1, 10)], {}, "none stated"),
+    "genqa": ([question(i) for i in range(1, 10)], {}, "unknown; CC-BY-NC-4.0"),
     "openhermes-1": (
         [question(1), f"{question(2)}\n\nUse digits.", question(3)],
         {"empty turn": 1},
-        "none stated",
+        "unknown",
     ),
-    "openhermes-2-5": ([question(i) for i in range(1, 5)], {"odd roles": 1}, "none stated"),
+    "openhermes-2-5": ([question(i) for i in range(1, 5)], {"odd roles": 1}, "unknown"),
     "tulu-v2-mix": (
         [question(i) for i in range(1, 5)],
         {},
@@ -104,73 +100,6 @@ def test_a_system_turn_stays_and_an_empty_one_goes(tmp_path: Path) -> None:
     rows = {instruction_of(row): row["messages"] for row in good(copied("openhermes-2-5", tmp_path))}
     assert rows[question(2)][0] == {"role": "system", "content": "Be brief."}
     assert rows[question(3)][0]["role"] == "user"
-
-
-SHOWN: list[tuple[str, Any, str, str]] = [  # form, the column's value, turns, what comes of it: roles or the reason
-    ("messages", chat("a", "b"), "first", "user assistant"),
-    ("messages", chat("a", "b", "c", ""), "first", "user assistant"),
-    ("messages", chat("a", "b", "c", ""), "all", "empty turn"),
-    ("messages", chat("a", "b", "c"), "all", "user assistant"),
-    ("messages", [*chat("a"), *chat("b")], "first", "odd roles"),
-    ("messages", [*chat("a", "b"), {"role": "tool", "content": "x"}], "first", "user assistant"),
-    ("messages", [*chat("a", "b"), {"role": "tool", "content": "x"}], "all", "odd roles"),
-    ("messages", [{"role": "system", "content": "s"}, *chat("a", "b")], "all", "system user assistant"),
-    ("messages", [{"role": "system", "content": "s"}], "first", "no answer"),
-    ("messages", chat("a", "b" * 101), "first", "too long"),
-    ("messages", chat("a</s>", "b"), "first", "template piece"),
-    ("messages", None, "first", "no turns"),
-    ("messages", "text", "first", "no turns"),
-    ("messages", [json.dumps(turn) for turn in chat("a", "b")], "first", "user assistant"),
-    ("messages", [{"role": "user", "content": None}, {"role": "assistant", "content": "b"}], "first", "empty turn"),
-    ("sharegpt", said("a", "b"), "first", "user assistant"),
-    ("sharegpt", chat("a", "b"), "first", "odd roles"),
-    ("sharegpt", [{"from": "Human", "value": "a"}, {"from": "chatgpt", "value": "b"}], "all", "user assistant"),
-]
-
-
-@pytest.mark.parametrize(("form", "value", "turns", "expected"), SHOWN)
-def test_a_row_becomes_a_conversation_or_a_reason(form: str, value: Any, turns: Any, expected: str) -> None:
-    wanted = Rehearsal(turns=turns, max_characters=100)
-    try:
-        told = " ".join(role for role, _ in messages_of({"column": value}, form, "column", wanted))
-    except Exception as dropped:
-        told = str(dropped)
-    assert told == expected
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    st.lists(st.tuples(st.sampled_from("abcdefgh"), st.booleans()), max_size=40), st.integers(1, 8), st.integers(0, 9)
-)
-def test_a_draw_is_a_walk_in_seeded_order(rows: list[tuple[str, bool]], count: int, seed: int) -> None:
-    """The same rows, offered in the order of the file, against a reader who walks them in seeded order."""
-    made = [
-        {"row_id": row_id("s", "train", i), "status": "ok" if fine else "filtered", "reason": None if fine else "odd",
-         "messages": [{"role": "user", "content": text}]}
-        for i, (text, fine) in enumerate(rows)
-    ]  # fmt: skip
-    draw = Draw(count)
-    for row in made:
-        order = order_of(seed, row["row_id"])
-        if draw.wants(order):
-            draw.offer(order, row)
-    expected: list[tuple[str, str | None]] = []
-    seen: set[str] = set()
-    for row in sorted(made, key=lambda row: order_of(seed, row["row_id"])):
-        text = row["messages"][0]["content"]
-        if len(seen) == count:
-            break
-        repeated = row["status"] == "ok" and text in seen
-        expected.append((row["row_id"], "duplicate" if repeated else row["reason"]))
-        seen |= {text} if row["status"] == "ok" else set()
-    assert [(row["row_id"], row["reason"]) for row in draw.rows()] == expected
-
-
-def own_file(folder: Path, count: int, **more: Any) -> Path:
-    file = folder / "mine.jsonl"
-    rows = [{"instruction": question(i), "response": f"{i + 1}"} | more for i in range(count)]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return file
 
 
 def of_own(file: Path, count: int, **changes: Any) -> list[dict[str, Any]]:
@@ -291,100 +220,65 @@ def test_a_revision_that_can_move_is_resolved_and_said(
     assert f"pin what was read: source: {place.uri}" in capsys.readouterr().err
 
 
-def test_without_the_hub_the_line_says_how_to_name_a_copy() -> None:
+REFUSED = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}  # nobody listens
+
+
+@pytest.mark.parametrize(
+    ("name", "network"), [("wildchat", {"HF_HUB_OFFLINE": "1"}), ("openhermes-1", REFUSED), ("openhermes-1", {})]
+)
+def test_without_the_hub_the_line_says_how_to_name_a_copy(name: str, network: dict[str, str]) -> None:
     code = (
         "from anamnesis import rehearsal; from anamnesis.errors import run; from anamnesis.variants import Rehearsal;"
-        "run(lambda: print(rehearsal.draw(rehearsal.place_of('wildchat', Rehearsal()), Rehearsal(), 5, 1)))"
+        f"place = rehearsal.place_of('{name}', Rehearsal());"
+        "run(lambda: print(rehearsal.draw(rehearsal.resolve(place)[0], Rehearsal(), 5, 1)))"
     )
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "ANAMNESIS_CACHE": "/nonexistent"}
+    env = os.environ | {"ANAMNESIS_CACHE": "/nonexistent", "HF_HUB_OFFLINE": "1"} | network
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
     assert done.returncode == MODEL_UNAVAILABLE, done.stderr
-    assert "error: rehearsal source wildchat: hf:allenai/WildChat-1M@" in done.stderr
-    assert "rehearsal.sources.wildchat.source: path:<file or folder>" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert f"error: rehearsal source {name}: hf:{PUBLIC_SETS[name].repo}@" in done.stderr
+    assert f"rehearsal.sources.{name}.source: path:<file or folder>" in done.stderr
 
 
-# ----------------------------------------------------------------------------------------------------------- the stage
+def broken_off(*_: Any, **__: Any) -> None:
+    """A connection that ends in the middle, as the hub's client raises it."""
+    from huggingface_hub.errors import HTTPError
+
+    raise HTTPError("peer closed connection")
 
 
-def rehearse(folder: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "stages.rehearse"], cwd=folder, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout + done.stderr
+def test_a_connection_that_breaks_off_is_one_line_wherever_the_hub_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    import huggingface_hub
+
+    for owner, function in ((datasets, "load_dataset"), (huggingface_hub, "snapshot_download")):
+        monkeypatch.setattr(owner, function, broken_off)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", broken_off)
+    place = rehearsal.place_of("openhermes-1", Rehearsal())
+    for read in (
+        lambda: rehearsal.resolve(place),
+        lambda: list(rehearsal.stream(place, None)),
+        lambda: sources.fetch_hub("m", sources.HubRepo("org/model", "main")),
+        lambda: list(formats.read("hf:org/set@main")),
+    ):
+        with pytest.raises(UserError, match="peer closed connection"):
+            read()
 
 
-def test_the_default_params_draw_nothing_and_load_nothing(
-    default_params: dict[str, Any], project: Callable[..., Path]
-) -> None:
-    folder = project(default_params)
-    told = rehearse(folder)
-    loaded = {line.rpartition("|")[2].strip() for line in told.splitlines() if line.startswith("import time:")}
-    assert not loaded & {"datasets", "torch", "transformers", "huggingface_hub", "openai"}
-    assert [path.name for path in (folder / "data/rehearsal").iterdir()] == ["sources.json"]
-    assert records.read(folder / "data/borrowed.parquet", records.BORROWED) == []
-    assert json.loads((folder / "metrics/rehearsal.json").read_text()) == {"sources": 0, "borrowed": 0}
+def test_other_template_pieces_are_another_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was drawn under the old pattern is not served from the cache."""
+    hub = Hub(tmp_path, monkeypatch)
+    monkeypatch.setenv("ANAMNESIS_CACHE", str(tmp_path / "cache"))
+    place = rehearsal.place_of("evol-instruct", Rehearsal())
 
+    def dropped() -> int:
+        return reasons_of(rehearsal.draw(place, Rehearsal(), 100, SEED)).get("template piece", 0)
 
-def with_sources(params: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Params with a copy of WildChat to rehearse, its instructions to borrow, and a file of one's own."""
-    WRITE["wildchat"](folder / "wild copy")
-    file = own_file(folder, 40)
-    params["rehearsal"] |= {"rows": 10, "instructions": 6}
-    params["rehearsal"]["sources"] = {
-        "wildchat": {"source": f"path:{folder / 'wild copy'}"},
-        "mine": {"source": f"path:{file}", "licence": "CC0-1.0"},
-    }
-    params["mix"] = {"domain_fraction": 0.5, "total": 4}
-    params["variants"] |= {
-        "wild": {"rehearsal": "wildchat"},
-        "asked": {"rehearsal": "reconstructed", "instructions": "mine", "members": ["smollm2"], "rule": "first"},
-        "asked-too": {
-            "rehearsal": "reconstructed", "instructions": "mine", "members": ["qwen-coder"], "judges": ["smollm2"],
-            "samples": 2,
-        },
-    }  # fmt: skip
-    return params
-
-
-def test_the_stage_draws_what_variants_name(
-    default_params: dict[str, Any], project: Callable[..., Path], tmp_path: Path
-) -> None:
-    folder = project(with_sources(default_params, tmp_path))
-    told = rehearse(folder)
-    assert "rehearse wildchat: rows 2, dropped.empty_turn 1, dropped.redacted 1, dropped.toxic 1" in told
-    assert told.count("is outside data/own/, so a change in it reruns nothing") == 2
-    assert len(records.read(folder / "data/rehearsal/wildchat.parquet", records.REHEARSAL)) == 5
-    assert len(records.read(folder / "data/rehearsal/mine.parquet", records.REHEARSAL)) == 6  # no variant takes rows
-    borrowed = records.read(folder / "data/borrowed.parquet", records.BORROWED)
-    assert len({row["instruction_id"] for row in borrowed}) == 6
-    assert all(row["text"].startswith("Q") and row["source"] == "mine" for row in borrowed)
-    assert all((row["members"], row["judges"]) == (["smollm2", "qwen-coder"], ["smollm2"]) for row in borrowed)
-    assert {row["samples"] for row in borrowed} == {3}
-    read = json.loads((folder / "data/rehearsal/sources.json").read_text())
-    assert read["wildchat"]["splits"] == ["train"]
-    assert len(read["mine"]["sha256"]) == 64
-    metrics = json.loads((folder / "metrics/rehearsal.json").read_text())
-    assert metrics["wildchat.dropped.toxic"] == 1
-    assert metrics["borrowed"] == 6
-    first = {path: path.read_bytes() for path in (folder / "data").rglob("*.parquet")}
-    rehearse(folder)
-    assert {path: path.read_bytes() for path in first} == first
-
-
-def test_an_instruction_has_another_id_in_another_source() -> None:
-    def ids(source: str) -> set[str]:
-        raw = yaml.safe_load((Path(__file__).parent.parent / "params.yaml").read_text(encoding="utf-8"))
-        raw["variants"]["asked"] = {
-            "rehearsal": "reconstructed", "instructions": source, "members": ["smollm2"], "rule": "first",
-        }  # fmt: skip
-        row = {"row_id": "r", "status": "ok", "licence": "x", "messages": [{"role": "user", "content": " What? "}]}
-        return {one["instruction_id"] for one in rehearsal.borrowed_of(Params.model_validate(raw), {source: [row]})}
-
-    assert ids("sharegpt") == {records.digest("instruction", "sharegpt", "What?")}
-    assert not ids("sharegpt") & ids("wildchat")
-    assert records.digest("instruction", "What?") not in ids("sharegpt") | ids("wildchat")  # a probed one's
+    assert dropped() == 1
+    for module in (drawing, rehearsal):
+        monkeypatch.setattr(module, "TEMPLATE_PIECES", re.compile("no such piece"))
+    assert dropped() == 0
+    assert len(hub.asked) == 2
 
 
 # ----------------------------------------------------------------------------------------------------------- real rows
