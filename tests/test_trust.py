@@ -41,18 +41,19 @@ def test_a_favoured_member_wins_more_than_its_share_of_the_candidates() -> None:
 
 
 def test_a_random_judge_is_found_and_the_others_are_not() -> None:
-    found = figures({"x": fair, "y": fair, "dice": noise}, seed=3)  # in a draw of 20 a die is above or below chance
-    assert found["pair.x.y.same_order"]["low"] > 0.6
-    assert found["pair.x.y.spearman"]["low"] > 0.5
-    assert found["pair.x.y.kappa"]["low"] > 0.3
-    for name in "xy":
-        assert found[f"pair.{name}.dice.same_order"]["low"] < 0.5
-        assert found[f"pair.{name}.dice.spearman"]["low"] < 0
-    assert found["judge.dice.flip"]["value"] > found["judge.x.flip"]["value"]
-    said = trust.trust(list(found.values()), ["x", "y", "dice"], MEMBERS).sentences
-    accused = [text for text in said if "agrees with no other judge" in text]
-    assert len(accused) == 1
-    assert "dice" in accused[0]
+    accused = []
+    for seed in range(1, 6):
+        found = figures({"x": fair, "y": fair, "dice": noise}, seed=seed)
+        assert found["pair.x.y.same_order"]["low"] > 0.6
+        assert found["pair.x.y.spearman"]["low"] > 0.5
+        assert found["pair.x.y.kappa"]["low"] > 0.3
+        for name in "xy":
+            for figure in ("same_order", "spearman", "kappa"):
+                assert found[f"pair.{name}.dice.{figure}"]["high"] < found[f"pair.x.y.{figure}"]["low"]
+        said = trust.trust(list(found.values()), ["x", "y", "dice"], MEMBERS).sentences
+        accused += [text.split()[1] for text in said if "agrees with no other judge beyond chance" in text]
+    assert set(accused) == {"dice"}
+    assert len(accused) >= 3  # with two others, one die in ten is above or below chance with one of them
 
 
 def test_two_random_judges_agree_on_nothing() -> None:
