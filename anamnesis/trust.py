@@ -358,8 +358,8 @@ def _preferences(found: _Rows, judges: Sequence[str]) -> Table:
         chance = "–" if random["value"] is None else f"{100 * random['value']:.0f} %"
         moved = [told(row, sign=True) for row in (own, plain)]
         lines.append([judge, *moved, told(length, 3, sign=True), _share(flip), chance])
-    header = ["judge", "self-preference", "own minus others' score", "for twice the length"]
-    header += ["winners changed without it", "at random"]
+    header = ["judge", "self-preference", "own - others' score", "for twice the length"]
+    header += ["winners changed", "at random"]
     caption = (
         "What moves a judge, in points of its score, and what its votes change under rule mean. Its score of its own "
         "responses minus that of the others is higher for a generous judge too"
