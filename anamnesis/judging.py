@@ -103,7 +103,7 @@ def judge_messages(
     context: Sequence[Mapping[str, str]] = (),
     control: re.Pattern[str] = CONTROL_TOKEN,
 ) -> list[dict[str, str]]:
-    """The judge's conversation: one user turn, the rubric first and the response last, so that prefixes are shared.
+    """The judge's conversation: one user turn, with the instruction before the response, so that prefixes are shared.
 
     `context`: a system message that the instruction drew, and the turns before it. `control`: see `control_of`.
     """

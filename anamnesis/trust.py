@@ -361,7 +361,7 @@ def _preferences(found: _Rows, judges: Sequence[str]) -> Table:
     header = ["judge", "self-preference", "own - others' score", "for twice the length"]
     header += ["winners changed", "at random"]
     caption = (
-        "What moves a judge, in points of its score, and what its votes change under rule mean. Its score of its own "
+        "What moves a judge, in points of its score, and how many winners change without its votes (rule mean). Its score of its own "
         "responses minus that of the others is higher for a generous judge too"
     )
     return Table("preferences", caption, header, lines, (5,))

@@ -1,7 +1,7 @@
 """What can a judge tell, and how fast: modes, prompts and orders of judging beside each other, on planted faults.
 
 Run: python -m bench.judges [--json] [--n 200] [--judges smollm2 …] [--modes expected score justify]
-     [--prompts judge short examples] [--orders response instruction] [--source rehearsal|own]
+     [--prompts judge rubric short] [--orders response instruction] [--source rehearsal|own]
 
 Every judge scores n genuine answers and those with planted faults (anamnesis/controls.py), through the functions of
 stage judge and a vLLM server of its own, once for each mode, prompt and order. `--source rehearsal` takes public
@@ -267,7 +267,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=200, help="genuine answers")
     parser.add_argument("--judges", nargs="+", help="default: the enabled judges of params.yaml")
     parser.add_argument("--modes", nargs="+", default=["expected", "score", "justify"], choices=list(judging.ADVICE))
-    parser.add_argument("--prompts", nargs="+", default=["judge", "short", "examples"])
+    parser.add_argument("--prompts", nargs="+", default=["judge", "rubric", "framed", "short"])
     parser.add_argument("--orders", nargs="+", default=["response", "instruction"], choices=["response", "instruction"])
     parser.add_argument("--source", default="rehearsal", choices=["rehearsal", "own"])
     options = parser.parse_args()
