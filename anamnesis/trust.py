@@ -361,8 +361,8 @@ def _preferences(found: _Rows, judges: Sequence[str]) -> Table:
     header = ["judge", "self-preference", "own - others' score", "for twice the length"]
     header += ["winners changed", "at random"]
     caption = (
-        "What moves a judge, in points of its score, and how many winners change without its votes (rule mean). Its score of its own "
-        "responses minus that of the others is higher for a generous judge too"
+        "What moves a judge, in points of its score, and how many winners change without its votes (rule mean). Its "
+        "score of its own responses minus that of the others is higher for a generous judge too"
     )
     return Table("preferences", caption, header, lines, (5,))
 
