@@ -1,6 +1,12 @@
 """What tests of asking share: a model card that names the fault server, params around it, made-up calls, one run."""
 
 import json
+import math
+import os
+import signal
+import subprocess
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +16,14 @@ from fault_server import FaultServer
 
 from anamnesis import conversing, records
 from anamnesis.client import Client
-from anamnesis.ledger import Ledger
+from anamnesis.judging import Mode
+from anamnesis.ledger import Answer, Ledger
 from anamnesis.params import Params
 from anamnesis.sections import Converse
 from anamnesis.wire import Call, Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
+MODES: list[tuple[Mode, bool]] = [(mode, local) for mode in ("expected", "score", "justify") for local in (True, False)]
 QUICK = {"concurrency": 8, "retries": 3, "timeout_s": 5, "failure_budget": 0.1, "batch_poll_s": 0.02}
 
 
@@ -35,6 +43,27 @@ def card(folder: Path, server: FaultServer, **changes: Any) -> Path:
     entry = {"name": "fake", "kind": "endpoint", "identity": "endpoint:fake#fake", "base_url": server.base_url}
     (folder / "model.json").write_text(json.dumps(entry | {"model": "fake"} | changes), encoding="utf-8")
     return folder
+
+
+def served_params(raw: dict[str, Any], server: FaultServer, samples: int) -> dict[str, Any]:
+    """`raw` with a committee of two, the target and `fake`, that are both asked at the fault server; both judge."""
+    raw["models"] = {
+        "smollm2": {**raw["models"]["smollm2"], "base_url": server.base_url, "model": "smollm2"},
+        "fake": {"base_url": server.base_url, "model": "fake"},
+    }
+    raw["committee"] = {name: {"sampling": {"samples": samples, "max_tokens": 40}} for name in raw["models"]}
+    raw["judges"] = {"fake": {"mode": "justify"}, "smollm2": {"mode": "expected"}}
+    raw["variants"] = {"domain-only": {"rehearsal": "none"}}
+    raw["select"]["heldout"] = 0.25
+    raw["mix"]["total"] = 4
+    return raw
+
+
+def served_cards(folder: Path, server: FaultServer) -> None:
+    """The model directories of `served_params` below a project."""
+    for name in ("smollm2", "fake"):
+        identity = f"endpoint:{server.base_url}#{name}"
+        card(folder / "models/pretrained" / name, server, name=name, identity=identity, model=name)
 
 
 def write_conversations(folder: Path, instructions: Sequence[dict[str, Any]]) -> None:
@@ -66,10 +95,38 @@ def ask(server: FaultServer, calls: Sequence[Call], params: Params | None = None
         return client.ask(calls, "test")
 
 
+def kill(process: "subprocess.Popen[Any]", server: FaultServer, count: int) -> None:
+    """kill -9 a process of its own group when the server has answered `count` more; none further before it is dead."""
+    start, dead = server.served.total(), threading.Event()
+    usual = server.fault
+
+    def hold(body: dict[str, Any], tries: int) -> Any:
+        if server.served.total() >= start + count:
+            dead.wait(60)
+        return usual(body, tries)
+
+    server.fault = hold
+    deadline = time.monotonic() + 120
+    while server.served.total() < start + count and time.monotonic() < deadline:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    dead.set()
+    server.fault = usual
+    server.settle()  # what was in flight at the kill finishes at the server
+
+
 def answered() -> int:
     """How many calls the ledger of the current folder has."""
     with Ledger("l.sqlite") as ledger:
         return len(ledger)
+
+
+def answer(text: str | None, finish: str = "stop", **probabilities: float) -> Outcome:
+    """A judge's reply; `_5=0.9` is the probability of the token 5."""
+    logprobs = {name[1:]: math.log(share) for name, share in probabilities.items()} or None
+    return Outcome(Answer(text, finish, logprobs=logprobs))
 
 
 def made_response(instruction_id: str, member: str) -> dict[str, Any]:

@@ -5,8 +5,6 @@ Also: no server is asked faster than it can stand or than an account may, no cap
 
 import email.utils
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from asking import answered, ask, card, made_call, made_calls, made_params, number_of, write_conversations
+from asking import answered, ask, card, kill, made_call, made_calls, made_params, number_of, write_conversations
 from fault_server import CHARGED, COMPLETION_TOKENS, PROMPT_TOKENS, FaultServer, error_body, fault_server
 
 from anamnesis import client as client_module
@@ -510,20 +508,6 @@ def _stage(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
     )
 
 
-def _kill_in_the_middle(folder: Path, server: FaultServer, after: int, *arguments: str) -> int:
-    """Start a stage, kill -9 its process group once `after` more requests were answered; requests in flight then."""
-    start = sum(server.served.values())
-    process = _stage(folder, *arguments)
-    deadline = time.monotonic() + 120
-    while sum(server.served.values()) < start + after and time.monotonic() < deadline:
-        assert process.poll() is None, "the stage ended before it could be killed"
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    server.settle()  # what was in flight at the kill finishes at the server
-    return sum(server.served.values()) - start
-
-
 @pytest.mark.parametrize(
     ("stage", "argument", "output", "schema"),
     [
@@ -559,7 +543,7 @@ def test_kill_9_repeats_no_finished_call_and_changes_no_byte(
         server.served.clear()
         killed = 0
         for after in (15, 30, 20):
-            _kill_in_the_middle(folder, server, after, stage, argument)
+            kill(_stage(folder, stage, argument), server, after)
             killed += 1
         assert not (folder / output).exists()
         assert _stage(folder, stage, argument).wait() == 0

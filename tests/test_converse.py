@@ -1,11 +1,8 @@
 """Stage converse against a server: calls, picks, ends, a kill, and the plan; what stays single stays as it was."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from asking import ROOT, made_response
+from asking import ROOT, kill, made_response, served_cards, served_params
 from fault_server import FaultServer, fault_server
 
 from anamnesis import judging, records, selection, sql
@@ -41,29 +38,14 @@ def served_folder(
     """A project with INSTRUCTIONS good instructions whose target and second member are asked at the fault server."""
 
     def make(server: FaultServer, share: float = 0.5, **changes: Any) -> Path:
-        params = default_params
-        params["models"] = {
-            "smollm2": {**params["models"]["smollm2"], "base_url": server.base_url, "model": "smollm2"},
-            "fake": {"base_url": server.base_url, "model": "fake"},
-        }
-        sampling = {"samples": SAMPLES, "max_tokens": 40}
-        params["committee"] = {"smollm2": {"sampling": sampling}, "fake": {"sampling": sampling}}
-        params["judges"] = {"fake": {"mode": "justify"}, "smollm2": {"mode": "expected"}}
-        params["variants"] = {"domain-only": {"rehearsal": "none"}}
+        params = served_params(default_params, server, SAMPLES)
         params["probe"] |= {"instructions": INSTRUCTIONS - 1, "max_requests": 20}  # one of the rows is a duplicate
-        params["select"]["heldout"] = 0.25
-        params["mix"]["total"] = 4
         params["converse"] = {"share": share, "turns": {"min": 2, "max": 4}} | changes.pop("converse", {})
         params["requests"] |= {"concurrency": 4, "retries": 1}
         folder = project(params | changes)
         monkeypatch.chdir(folder)
         monkeypatch.setenv("ANAMNESIS_LEDGER", str(folder / "ledger.sqlite"))
-        for name in params["models"]:
-            (folder / "models/pretrained" / name).mkdir(parents=True, exist_ok=True)
-            card = {"name": name, "kind": "endpoint", "identity": f"endpoint:{server.base_url}#{name}", "model": name}
-            (folder / "models/pretrained" / name / "model.json").write_text(
-                json.dumps(card | {"base_url": server.base_url})
-            )
+        served_cards(folder, server)
         for file in smollm2_dir.iterdir():
             if "token" in file.name or file.name in ("config.json", "chat_template.jinja"):
                 (folder / "models/pretrained/smollm2" / file.name).symlink_to(file)
@@ -296,13 +278,10 @@ def test_what_is_refused_for_good_ends_a_conversation_and_an_outage_the_stage(
 def test_kill_9_costs_no_more_than_what_was_in_flight(served_folder: Callable[..., Path]) -> None:
     with fault_server(FaultServer(delay_s=0.02)) as server:
         folder = served_folder(server, share=1.0)
-        process = subprocess.Popen([sys.executable, "-m", "stages.converse"], cwd=folder, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
-        while server.served.total() < 60 and time.monotonic() < deadline:
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        server.settle()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "stages.converse"], cwd=folder, start_new_session=True, stderr=subprocess.DEVNULL
+        )
+        kill(process, server, 60)
         assert not Path("data/conversations.parquet").exists()
         converse.main()
         wanted = sum(expected_calls(settings.load(), grown_rows()).values())

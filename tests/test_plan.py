@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from asking import served_cards, served_params
 from fault_server import FaultServer, fault_server
 
 from anamnesis import controls, records
@@ -87,24 +88,11 @@ def served_project(
     """A project whose target and second member are both asked at the fault server."""
 
     def make(server: FaultServer, **changes: Any) -> Path:
-        params = default_params
-        params["models"] = {
-            "smollm2": {**params["models"]["smollm2"], "base_url": server.base_url, "model": "smollm2"},
-            "fake": {"base_url": server.base_url, "model": "fake"},
-        }
-        sampling = {"samples": SAMPLES, "max_tokens": 40}
-        params["committee"] = {"smollm2": {"sampling": sampling}, "fake": {"sampling": sampling}}
+        params = served_params(default_params, server, SAMPLES)
         params["judges"] = {"fake": {"mode": "justify"}}
-        params["variants"] = {"domain-only": {"rehearsal": "none"}}
         params["probe"] |= {"instructions": GOAL, "canary": {"size": 6, "min_pass": 0.1}}
-        params["select"]["heldout"] = 0.25
-        params["mix"]["total"] = 4
         folder = project(params | changes, smollm2=smollm2_dir)
-        for name in params["models"]:
-            directory = folder / "models/pretrained" / name
-            directory.mkdir(parents=True, exist_ok=True)
-            card = {"name": name, "kind": "endpoint", "identity": f"endpoint:{server.base_url}#{name}", "model": name}
-            (directory / "model.json").write_text(json.dumps(card | {"base_url": server.base_url}))
+        served_cards(folder, server)
         return folder
 
     return make
