@@ -170,12 +170,15 @@ def _wait_until_healthy(base_url: str, ended: Callable[[], str], log: Path, name
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server and whatever it started: one that is still starting leaves its engine behind."""
     process.terminate()
     try:
         process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -193,6 +196,7 @@ def _local(model_dir: Path, card: Card, serve: Serve, requests: Requests) -> Ite
             stdout=out,
             stderr=subprocess.STDOUT,
             preexec_fn=_die_with_parent,  # noqa: PLW1509 (no thread of ours runs yet)
+            start_new_session=True,  # a process group of its own, for _stop
         )
 
         def ended() -> str:

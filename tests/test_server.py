@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from anamnesis import server
@@ -93,31 +95,43 @@ run(main)
 """
 
 
-def _alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def _processes_below(stage: "subprocess.Popen[str]", at_least: int) -> list[psutil.Process]:
+    """The server and all that it started, once they are so many."""
+    deadline = time.monotonic() + 120
+    while len(found := psutil.Process(stage.pid).children(recursive=True)) < at_least:
+        assert stage.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return found
+
+
+@pytest.fixture
+def serving_stage(smollm2_dir: Path, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A stage of its own that starts a server, says "ready" and waits."""
+    code = STAGE.format(root=str(ROOT), folder=str(smollm2_dir))
+    stage = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    yield stage
+    if stage.poll() is None:
+        stage.kill()
+        stage.wait()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_the_server_ends_with_its_stage(sent: signal.Signals, smollm2_dir: Path, tmp_path: Path) -> None:
-    code = STAGE.format(root=str(ROOT), folder=str(smollm2_dir))
-    stage = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        assert stage.stdout
-        assert stage.stdout.readline() == "ready\n"
-        os.kill(stage.pid, sent)  # the stage alone: nobody tells the server
-        code_of_stage = stage.wait(60)
-        assert code_of_stage == {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}[sent]
-        deadline = time.monotonic() + 60
-        while _alive(stage.pid) and time.monotonic() < deadline:  # vLLM's processes are in the stage's group
-            time.sleep(0.2)
-        assert not _alive(stage.pid)
-    finally:
-        if _alive(stage.pid):
-            os.killpg(stage.pid, signal.SIGKILL)
+def test_the_server_ends_with_its_stage(sent: signal.Signals, serving_stage: "subprocess.Popen[str]") -> None:
+    assert serving_stage.stdout
+    assert serving_stage.stdout.readline() == "ready\n"
+    below = _processes_below(serving_stage, 2)
+    os.kill(serving_stage.pid, sent)  # the stage alone: nobody tells the server
+    assert serving_stage.wait(60) == {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}[sent]
+    _, alive = psutil.wait_procs(below, 60)
+    assert not alive
+
+
+@pytest.mark.slow
+def test_a_server_that_is_still_starting_ends_with_all_it_started(serving_stage: "subprocess.Popen[str]") -> None:
+    below = _processes_below(serving_stage, 2)
+    serving_stage.terminate()
+    assert serving_stage.wait(60) == 143
+    _, alive = psutil.wait_procs(below, 10)
+    assert not alive
