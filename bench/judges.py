@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, product
+from itertools import chain, islice, product, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -76,26 +76,29 @@ def prompt_file(name: str, order: str) -> Path:
 
 
 def from_rehearsal(count: int, seed: int) -> list[dict[str, Any]]:
-    """Genuine pairs of the public sets, equally many of each, in seeded hash order."""
+    """Genuine pairs of the public sets in seeded hash order, equally many of each as far as a set has them."""
     folder = Path(os.environ.get("SHARED_DATA", ROOT.parent / "shared" / "data")) / "rehearsal"
-    taken: list[dict[str, Any]] = []
-    for place, source in enumerate(SOURCES):
-        path = folder / f"{source}.jsonl"
-        if not path.exists():
-            raise UserError(f"{path}: not found; set SHARED_DATA to the folder of public sets, or take --source own")
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        fitting = {
-            row["instruction"]: row
-            for row in rows
-            if SHORTEST <= len(row["response"].strip()) <= LONGEST and len(row["instruction"]) <= LONGEST_ASKED
-        }
-        ordered = sorted(fitting.values(), key=lambda row: records.digest("bench.judges", seed, row["id"]))
-        share = count // len(SOURCES) + (place < count % len(SOURCES))
-        taken += [
-            pair(row["id"], row["instruction"].strip(), row["id"], row["response"].strip()) | {"member": source}
-            for row in ordered[:share]
-        ]
-    return taken
+    fitting = {source: _fitting(folder / f"{source}.jsonl", seed) for source in SOURCES}
+    turns = chain.from_iterable(zip_longest(*([source] * len(rows) for source, rows in fitting.items())))
+    shares = Counter(islice(filter(None, turns), count))
+    return [
+        pair(row["id"], row["instruction"].strip(), row["id"], row["response"].strip()) | {"member": source}
+        for source, rows in fitting.items()
+        for row in rows[: shares[source]]
+    ]
+
+
+def _fitting(path: Path, seed: int) -> list[dict[str, Any]]:
+    """The rows of a set that are of the lengths asked for, one for each instruction."""
+    if not path.exists():
+        raise UserError(f"{path}: not found; set SHARED_DATA to the folder of public sets, or take --source own")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    fitting = {
+        row["instruction"]: row
+        for row in rows
+        if SHORTEST <= len(row["response"].strip()) <= LONGEST and len(row["instruction"]) <= LONGEST_ASKED
+    }
+    return sorted(fitting.values(), key=lambda row: records.digest("bench.judges", seed, row["id"]))
 
 
 def from_run(params: Params, count: int) -> list[dict[str, Any]]:
