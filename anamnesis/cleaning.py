@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from anamnesis.decontamination import Overlap, words
 from anamnesis.foresight import personal_data_library
-from anamnesis.records import CLEANED, digest, joined
+from anamnesis.records import CLEANED, digest, licence_of_all
 from anamnesis.responding import context_of
 
 SHINGLE = 3  # words in a row that near-duplicates are compared by
@@ -73,7 +73,7 @@ def picked(
                 ],
                 "source": "reconstructed",
                 "member": row["member"],
-                "licence": joined(writer.licence, asked, *earlier),
+                "licence": licence_of_all(writer.licence, asked, *earlier),
             }
         )
     return pa.Table.from_pylist(rows, _CANDIDATE)

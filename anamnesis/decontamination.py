@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 from anamnesis import items as own_items
 from anamnesis.errors import UserError
+from anamnesis.foresight import evaluation_set
 
 GRAM = 13  # words in a row, as GPT-3's filter and most after it
 COMMON = 0.05  # of a set's items
@@ -263,12 +264,9 @@ def read_set(name: str, source: str) -> Iterator[Item]:
     of `messages` or `conversations`; the texts in `CHOICES` and `OTHERS` count as well. Names of fields are compared
     without case, `_` and numbers. Raises `UserError` that names the key, the file and the row, and no item.
     """
-    key = f"clean.evaluation_sets.{name}"
-    path = Path(source)
+    key, path = f"clean.evaluation_sets.{name}", evaluation_set(name, source)
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     files = [file for file in files if file.suffix in SUFFIXES]
-    if not path.exists():
-        raise UserError(f"{key}: {source}: no such file or folder; paths start at the project's root, {Path.cwd()}")
     if not files:
         raise UserError(f"{key}: {source}: expected *.jsonl, *.parquet or *.csv, or a folder with such files")
     for file in files:

@@ -19,14 +19,20 @@ from anamnesis.variants import Source, Variant
 def check(params: Params) -> None:
     """Raise `UserError` for an evaluation set, a kind of personal data or a licence that will end the run later on."""
     for name, source in params.clean.evaluation_sets.items():
-        if not Path(source).exists():
-            raise UserError(
-                f"clean.evaluation_sets.{name}: {source}: no such file or folder; "
-                f"paths start at the project's root, {Path.cwd()}"
-            )
+        evaluation_set(name, source)
     if params.clean.personal_data:
         personal_data_library(params.clean.personal_data)
     check_licences(params)
+
+
+def evaluation_set(name: str, source: str) -> Path:
+    """Where the evaluation set `name` is. Raises `UserError` where there is nothing."""
+    if not Path(source).exists():
+        raise UserError(
+            f"clean.evaluation_sets.{name}: {source}: no such file or folder; "
+            f"paths start at the project's root, {Path.cwd()}"
+        )
+    return Path(source)
 
 
 def personal_data_library(kinds: Sequence[str]) -> Any:

@@ -14,7 +14,7 @@ from anamnesis.conversing import UNASKED
 from anamnesis.errors import MODEL_UNAVAILABLE, UserError
 from anamnesis.ledger import Ledger
 from anamnesis.params import Params
-from anamnesis.planning import Found, joined
+from anamnesis.planning import Found, found_in_all
 from anamnesis.server import identity_of
 from anamnesis.turns import Models
 from anamnesis.wire import Call, Outcome
@@ -90,4 +90,4 @@ class KnownModels(Models):
 
     def found(self, kind: str, name: str) -> Found:
         """All calls of a kind (respond, judge, turns) to a model."""
-        return joined(self._found.get((kind, name), []))
+        return found_in_all(self._found.get((kind, name), []))

@@ -70,7 +70,7 @@ class Found:
         return len({key for key, answer in zip(self.keys, self.answers, strict=True) if not answer})
 
 
-def joined(parts: Sequence[Found]) -> Found:
+def found_in_all(parts: Sequence[Found]) -> Found:
     """All calls of several, in their order."""
     return Found(
         [call for part in parts for call in part.calls],

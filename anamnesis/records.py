@@ -232,7 +232,7 @@ def licences_of(licence: str | None) -> list[str]:
     return (licence or "unknown").split("; ")
 
 
-def joined(*licences: str | None) -> str:
+def licence_of_all(*licences: str | None) -> str:
     """The licence of a row that is under all of these, each named once."""
     return "; ".join(sorted({one for licence in licences for one in licences_of(licence)}))
 

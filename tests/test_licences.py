@@ -29,7 +29,7 @@ def test_every_licence_of_a_params_file_is_one_name_in_a_row_and_can_be_forbidde
     named = licences_in(yaml.safe_load((ROOT / file).read_text(encoding="utf-8")))
     assert len(named) >= 3
     for licence in named:
-        row = records.joined(licence, "MIT")
+        row = records.licence_of_all(licence, "MIT")
         assert set(records.licences_of(row)) == {licence, "MIT"}
         assert records.is_under(row, [licence.upper()])
 
@@ -38,13 +38,13 @@ def test_every_licence_of_a_params_file_is_one_name_in_a_row_and_can_be_forbidde
 def test_the_licences_of_a_public_set_stay_whole(name: str) -> None:
     each = records.licences_of(PUBLIC_SETS[name].licence)
     assert all(one == one.strip() and ";" not in one and one != "none stated" for one in each)
-    assert set(records.licences_of(records.joined("MIT", PUBLIC_SETS[name].licence))) == {"MIT", *each}
-    assert all(records.is_under(records.joined("MIT", PUBLIC_SETS[name].licence), [one]) for one in each)
+    assert set(records.licences_of(records.licence_of_all("MIT", PUBLIC_SETS[name].licence))) == {"MIT", *each}
+    assert all(records.is_under(records.licence_of_all("MIT", PUBLIC_SETS[name].licence), [one]) for one in each)
 
 
 def test_a_row_under_several_names_each_once() -> None:
-    assert records.joined("MIT", "MIT") == "MIT"
-    assert records.joined("MIT", "ODC-BY-1.0; MIT", None) == "MIT; ODC-BY-1.0; unknown"
+    assert records.licence_of_all("MIT", "MIT") == "MIT"
+    assert records.licence_of_all("MIT", "ODC-BY-1.0; MIT", None) == "MIT; ODC-BY-1.0; unknown"
     assert records.is_under(None, ["unknown"])
     assert not records.is_under("CC-BY-NC-4.0", ["CC-BY-NC", "BY-NC*"])
 
