@@ -30,6 +30,7 @@ repro: setup
 	  echo "error: this folder is no git repository and DVC needs one: git init && git add -A && git commit -m start" >&2; \
 	  exit 2; }
 	@if [ -n "$$PRESET" ]; then scripts/preset.sh "$$PRESET"; fi
+	@python -m stages.check
 	@start=$$(mktemp); trap 'rm -f "$$start"' EXIT; python -m dvc repro; \
 	if [ report.md -ot "$$start" ]; then cat report.md; fi; \
 	echo "The page: $(CURDIR)/report.html"

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,10 @@ import pytest
 import yaml
 
 from anamnesis import foresight
-from anamnesis.errors import BAD_INPUT, FORBIDDEN_LICENCE, UserError
+from anamnesis.errors import BAD_INPUT, FORBIDDEN_LICENCE, UserError, run
 from anamnesis.params import Params
 from anamnesis.variants import LANGUAGES
-from stages import converse, judge, plan, probe, respond
+from stages import check, converse, judge, plan, probe, respond
 
 ROOT = Path(__file__).resolve().parent.parent
 MAINS = {
@@ -23,6 +24,7 @@ MAINS = {
     "respond smollm2": respond.main,
     "judge smollm2": judge.main,
     "plan": plan.main,
+    "check": check.main,
 }
 QWEN = "Apache-2.0 (upstream, none stated in the packages)"
 
@@ -51,6 +53,19 @@ def test_every_stage_with_a_client_looks_ahead() -> None:
             for alias in node.names
         }
         assert not names & {"Client", "Models"} or "foresight.check(params)" in text, file
+
+
+def test_make_repro_tells_a_mistake_in_a_section_of_no_stage(
+    default_params: dict[str, Any], project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = subprocess.run(["make", "-n", "repro"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert 0 < shown.index("python -m stages.check") < shown.index("python -m dvc repro")
+    default_params["requests"]["concurency"] = 8
+    with contextlib.chdir(project(default_params)), pytest.raises(SystemExit) as ended:
+        run(check.main)
+    assert ended.value.code == BAD_INPUT
+    assert "concurency" in (line := capsys.readouterr().err)
+    assert line.count("\n") == 1
 
 
 def forbidding(raw: dict[str, Any], *patterns: str, **variants: dict[str, Any]) -> str:
