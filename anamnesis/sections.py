@@ -273,7 +273,7 @@ class Train(Section):
     zero: Literal[0, 1, 2, 3] = 0
     processes: Positive = 1  # > 1: started with torchrun on this machine
     packing: bool = True
-    activation_checkpointing: bool = False  # recompute them in the backward pass: less memory, a third more time
+    activation_checkpointing: bool = False  # recompute them in the backward pass: less memory, more time
     checkpoint_steps: Positive = 10
     seeds: list[Annotated[int, Field(ge=0)]] = []  # further ones, beside the main seed
     seeded: list[str] = []  # the variants that are trained again with each of them

@@ -77,8 +77,8 @@ def test_code_dependencies_are_the_imports(stage: str) -> None:
 EVALUATES = ["evaluate-base", "evaluate", "evaluate-seed", "evaluate-interpolation"]
 FOLDERS = {
     "clean": {"anamnesis/shipped"},
-    **dict.fromkeys(["train", "train-seed"], {"conf/deepspeed"}),
-    **dict.fromkeys(EVALUATES, {"anamnesis/shipped", "anamnesis/tasks"}),
+    **{stage: {"conf/deepspeed"} for stage in ("train", "train-seed")},
+    **{stage: {"anamnesis/shipped", "anamnesis/tasks"} for stage in EVALUATES},
     "report": {"anamnesis/templates"},
 }
 
@@ -108,7 +108,7 @@ IN_DATA = {  # what a stage reads of these sections is in the files it depends o
     "mix": {"domain", "probe"},  # for the advice in an error only
     "train": {"models"},
     "train-seed": {"models", "seed"},  # the stage's own seed is in its command
-    **dict.fromkeys(EVALUATES, {"models", "variants", "interpolations", "train"}),  # names, which are in the command
+    **{stage: {"models", "variants", "interpolations", "train"} for stage in EVALUATES},  # names: in the command
     "models": {"models"},
     "distribution": {"models"},
 }
@@ -140,7 +140,7 @@ def test_rules_that_dvc_imposes(stage: str) -> None:
 
 
 def test_a_further_seed_reruns_no_training() -> None:
-    """Stage train depends on the keys of its section one by one, all but those that say which further runs there are."""
+    """Stage train depends on the keys of its section one by one, but those that say which runs there are."""
     keys = {f"train.{key}" for key in Train.model_fields} - {"train.seeds", "train.seeded"}
     for stage in ("train", "train-seed"):
         assert {key for key in STAGES[stage]["params"] if key.startswith("train")} == keys
