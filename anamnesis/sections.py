@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from anamnesis import measures
+
 SLUG = re.compile(r"[a-z0-9][a-z0-9-]*")  # no dots: DVC splits keys on them
 SHA256 = r"^[0-9a-f]{64}$"
 HUB_URI = re.compile(r"hf:([\w.-]+(?:/[\w.-]+)?)@([\w.-]+)")  # repository, revision
@@ -262,10 +264,18 @@ class Train(Section):
         return self
 
 
-class Evaluate(Section):
-    """Items per measure, the same for base and every variant."""
+SuiteName = Literal["embedded", "local", "leaderboard", "safety"]
 
-    suite: Literal["embedded"] = "embedded"
+
+class Evaluate(Section):
+    """Which suites are run and how many items a measure has, the same for base and every variant."""
+
+    suite: SuiteName | Annotated[list[SuiteName], Field(min_length=1)] = "embedded"
+    data_dir: str | None = None  # suite local: a folder with a file a task (docs/evaluation.md)
+    tasks: list[str] = []  # of local and leaderboard, by measure; empty: all of them
+    items: Positive | None = None  # of each of these tasks; None: all
+    domain_sets: dict[str, str] = {}  # a name and a JSONL file: each is a measure of its own, whatever the suite
+    backend: Literal["hf", "vllm"] = "hf"  # who answers; texts are always read by hf
     domain_choice: Positive = 60
     domain_exact: Positive = 30
     instructions_followed: Positive = 24
@@ -273,6 +283,36 @@ class Evaluate(Section):
     text_items: Positive = 40  # at most, for each bits-per-byte set
     batch_size: Positive = 8
     max_tokens: Positive = 128
+
+    @property
+    def suites(self) -> list[str]:
+        """The names of `suite`."""
+        return [self.suite] if isinstance(self.suite, str) else list(self.suite)
+
+    def chosen(self, suite: str) -> list[str]:
+        """The measures of suite local or leaderboard that are wanted, none where the suite is not."""
+        known = measures.of_suite(suite)
+        return [name for name in known if not self.tasks or name in self.tasks] if suite in self.suites else []
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Evaluate":
+        if len(set(self.suites)) < len(self.suites):
+            raise ValueError("suite names one twice")
+        if "local" in self.suites and not self.data_dir:
+            raise ValueError("suite local needs data_dir, the folder with its files (docs/evaluation.md)")
+        known = [
+            name for suite in ("local", "leaderboard") if suite in self.suites for name in measures.of_suite(suite)
+        ]
+        for name in self.tasks:
+            if name not in known:
+                raise ValueError(f"tasks: {name!r} is none of {', '.join(known) or 'suite local or leaderboard'}")
+        for suite in ("local", "leaderboard"):
+            if suite in self.suites and not self.chosen(suite):
+                raise ValueError(f"tasks names none of suite {suite}; add one, or take {suite} out of suite")
+        for key in self.domain_sets:
+            if not SLUG.fullmatch(key):
+                raise ValueError(f"domain_sets.{key}: a key is lower-case letters, digits and hyphens")
+        return self
 
 
 class Distribution(Section):
