@@ -7,24 +7,21 @@ docs/evaluation.md has the layout of `evaluate.data_dir`.
 """
 
 import csv
-import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from anamnesis.domain_sets import LETTERS
 from anamnesis.errors import UserError
 from anamnesis.records import digest
 
 Row = dict[str, Any]
 
 GPQA_PASSWORD = b"deserted-untie-orchid"  # as GPQA's own README publishes it; it keeps crawlers away, nothing else
-FOLDERS = ("", "eval", "domain")  # of data_dir, where a task's folder may be
-PATTERNS = ("test*.jsonl", "val*.jsonl", "*.zip")
-LETTERS = "ABCDEFGHIJ"
 OURS = ""  # a task of anamnesis/tasks: lm-eval has no IFBench
 
 
@@ -192,30 +189,6 @@ LOCAL: dict[str, Benchmark] = {
 }
 
 
-def find(data_dir: str | Path, name: str) -> Path | None:
-    """The file of a task: the first of test*.jsonl, val*.jsonl, *.zip in <name>, eval/<name> or domain/<name>."""
-    for folder in FOLDERS:
-        for pattern in PATTERNS:
-            if found := sorted((Path(data_dir) / folder / name).glob(pattern)):
-                return found[0]
-    return None
-
-
-def files(data_dir: str | Path, names: Sequence[str]) -> dict[str, Path]:
-    """The files of tasks of suite local. Raises `UserError` that names every task without one."""
-    if not Path(data_dir).is_dir():
-        raise UserError(
-            f"evaluate.data_dir: {data_dir}: no such folder; paths start at the project's root, {Path.cwd()}"
-        )
-    found = {name: find(data_dir, name) for name in names}
-    if missing := [name for name, path in found.items() if path is None]:
-        raise UserError(
-            f"evaluate.data_dir: {data_dir}: no file for {', '.join(missing)}; put each in a folder of its name as "
-            "test.jsonl (docs/evaluation.md), or name in evaluate.tasks those that you have"
-        )
-    return {name: path for name, path in found.items() if path is not None}
-
-
 def load(name: str, path: Path) -> list[Row]:
     """The rows of a task's file as lm-eval's task wants them, with item_id. Raises `UserError` with file and line."""
     rows = []
@@ -254,9 +227,3 @@ def _read(path: Path) -> list[Row]:
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:  # RuntimeError: a wrong password
         said = "" if path.suffix == ".zip" else f" ({error})"
         raise UserError(f"{path}: can't be read as {path.suffix[1:]}{said}") from None
-
-
-def sha256(path: str | Path) -> str:
-    """The sha256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

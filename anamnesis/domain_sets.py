@@ -8,11 +8,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from anamnesis.benchmarks import LETTERS
 from anamnesis.errors import UserError
 from anamnesis.records import digest
 
 Row = dict[str, Any]
+LETTERS = "ABCDEFGHIJ"  # of options
 
 
 def read(name: str, path: str | Path) -> list[Row]:

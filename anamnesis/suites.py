@@ -3,15 +3,42 @@
 In: section evaluate. `check` raises where a run would end later on; `digests` says what the files hold.
 """
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from anamnesis import benchmarks, domain_sets
+from anamnesis import domain_sets
 from anamnesis.errors import UserError
 from anamnesis.sections import Evaluate
 
 SUITE = "data/suite.json"
+FOLDERS = ("", "eval", "domain")  # of data_dir, where a task's folder may be
+PATTERNS = ("test*.jsonl", "val*.jsonl", "*.zip")
+
+
+def find(data_dir: str | Path, name: str) -> Path | None:
+    """The file of a task: the first of test*.jsonl, val*.jsonl, *.zip in <name>, eval/<name> or domain/<name>."""
+    for folder in FOLDERS:
+        for pattern in PATTERNS:
+            if found := sorted((Path(data_dir) / folder / name).glob(pattern)):
+                return found[0]
+    return None
+
+
+def files(data_dir: str | Path, names: Sequence[str]) -> dict[str, Path]:
+    """The files of tasks of suite local. Raises `UserError` that names every task without one."""
+    if not Path(data_dir).is_dir():
+        raise UserError(
+            f"evaluate.data_dir: {data_dir}: no such folder; paths start at the project's root, {Path.cwd()}"
+        )
+    found = {name: find(data_dir, name) for name in names}
+    if missing := [name for name, path in found.items() if path is None]:
+        raise UserError(
+            f"evaluate.data_dir: {data_dir}: no file for {', '.join(missing)}; put each in a folder of its name as "
+            "test.jsonl (docs/evaluation.md), or name in evaluate.tasks those that you have"
+        )
+    return {name: path for name, path in found.items() if path is not None}
 
 
 def paths(settings: Evaluate) -> dict[str, Path]:
@@ -19,7 +46,7 @@ def paths(settings: Evaluate) -> dict[str, Path]:
     found = {}
     if names := settings.chosen("local"):
         assert settings.data_dir
-        found = benchmarks.files(settings.data_dir, names)
+        found = files(settings.data_dir, names)
     for name, path in settings.domain_sets.items():
         if not Path(path).is_file():
             raise UserError(
@@ -46,7 +73,7 @@ def check(settings: Evaluate) -> None:
 
 def digests(settings: Evaluate) -> dict[str, str]:
     """The sha256 of every file, by measure."""
-    return {name: benchmarks.sha256(path) for name, path in sorted(paths(settings).items())}
+    return {name: sha256(path) for name, path in sorted(paths(settings).items())}
 
 
 def unchanged(settings: Evaluate, recorded: Mapping[str, str]) -> dict[str, str]:
@@ -58,3 +85,9 @@ def unchanged(settings: Evaluate, recorded: Mapping[str, str]) -> dict[str, str]
             "run `dvc repro -f suite`, then `dvc repro`"
         )
     return found
+
+
+def sha256(path: str | Path) -> str:
+    """The sha256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
