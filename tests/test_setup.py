@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = ("cpu", "gpu")
-TOOLS = "bash cat cut dirname env git cmp cp mkdir rm sha256sum sleep tail uname grep kill".split()
+TOOLS = "bash cat cut dirname env git cmp cp mv mkdir rm sha256sum sleep tail uname grep kill".split()
 # A python that writes down what it is asked; `-m venv` puts a copy of it into .venv.
 PYTHON = """#!/usr/bin/env bash
 printf '%s\\n' "${*//$'\\n'/ }" >>"$CALLS"
