@@ -107,6 +107,7 @@ class Sandbox:
 
     def stub(self, name: str, script: str) -> Path:
         path = self.bin / name
+        path.unlink(missing_ok=True)  # it may be a link to the machine's own: never write through it
         path.write_text(script)
         path.chmod(0o755)
         return path
