@@ -126,7 +126,7 @@ def test_a_forbidden_licence_of_a_public_set(default_params: dict[str, Any]) -> 
     for pattern in ("unknown", "CC-BY-NC-4.0"):
         assert "genqa (unknown; CC-BY-NC-4.0) in variants.asked" in forbidding(default_params, pattern, asked=asked)
     assert forbidding(default_params, "Apache-2.0", asked=asked) == ""  # the target wrote nothing in it
-    default_params["rehearsal"]["sources"] = {"genqa": {"licence": "CC-BY-4.0"}, "own": {"source": "path:a.jsonl"}}
+    default_params["rehearsal"]["sources"] = {"genqa": {"licence": "CC-BY-4.0"}, "own": {"source": "path:tests"}}
     assert forbidding(default_params, "unknown", "CC-BY-NC*", asked=asked) == ""
     assert forbidding(default_params, "unknown", own={"rehearsal": "own"}) == ""  # its rows may name their own
 
