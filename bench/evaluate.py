@@ -1,4 +1,4 @@
-"""Stage evaluate beside bare lm-eval: the same tasks, rows and model in one run; are the scores identical, and how long?
+"""Stage evaluate beside bare lm-eval: the same tasks, rows and model in one run; are scores identical, and how long?
 
 Run: python -m bench.evaluate [--json] [--items N] [--data DIR]     (after `dvc repro models`; minutes on two cores)
 Bare is lm-eval's own command over the same rows, handed to it as JSONL files, with the same batch size, fp32 and chat
