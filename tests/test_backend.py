@@ -1,4 +1,4 @@
-"""Backend vllm beside backend hf: the same prompts go out, the same scores come back; a server that dies is one line."""
+"""Backend vllm beside hf: the same prompts go out, the same scores come back; a server that dies is one line."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""When is a model measured again? With other weights or other items always, with the same never: DVC decides, for real."""
+"""When is a model measured again? With other weights or items always, with the same never: DVC decides, for real."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def repro(folder: Path) -> list[str]:
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"DVC_NO_ANALYTICS": "1"},
+        env=os.environ | {"DVC_NO_ANALYTICS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
     )
     assert done.returncode == 0, done.stderr + done.stdout
     ran = [line for line in done.stdout.splitlines() if line.startswith("Running stage")]
