@@ -11,7 +11,7 @@ import io
 import json
 import math
 
-from anamnesis import accounts, likeness, page, records, results
+from anamnesis import accounts, likeness, page, plaintext, records, results
 from anamnesis import params as settings
 from anamnesis.errors import UserError, run
 from anamnesis.params import Params
@@ -99,8 +99,8 @@ def show(account: accounts.Account) -> None:
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=page.TERMINAL_WIDTH)
-    console.print(page.terminal(account.found))
+        console = Console(width=plaintext.TERMINAL_WIDTH)
+    console.print(plaintext.terminal(account.found))
 
 
 def main() -> None:
@@ -108,7 +108,7 @@ def main() -> None:
     account = read(params)
     records.write_metrics("metrics/summary.json", accounts.summary(account))
     write_frontier("metrics/frontier.csv", results.frontier(account.found))
-    records.write_text("report.md", page.markdown(account))
+    records.write_text("report.md", plaintext.markdown(account))
     records.write_text("report.html", page.html(account, params))
     show(account)
 

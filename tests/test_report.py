@@ -18,7 +18,7 @@ import pytest
 import yaml
 from synthetic_run import HOSTILE, LEVELS, ROOT, load_params, write_run
 
-from anamnesis import controls, figures, page, probing, records, results, tallies
+from anamnesis import controls, figures, page, plaintext, probing, records, results, tallies
 from anamnesis import params as settings
 from anamnesis.errors import UserError
 from anamnesis.measures import MEASURES
@@ -155,7 +155,7 @@ def test_terminal_output_is_clean_and_fits(root: Path, capsys: pytest.CaptureFix
     markdown = (root / "report.md").read_text(encoding="utf-8")
     for text in (printed, markdown):
         assert not re.findall(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)
-        assert max(map(len, text.splitlines())) <= page.TERMINAL_WIDTH
+        assert max(map(len, text.splitlines())) <= plaintext.TERMINAL_WIDTH
     assert "no difference shown" in printed
     assert "better" in printed
 
@@ -625,5 +625,5 @@ def test_many_variants_still_fit_the_terminal(tmp_path: Path, capsys: pytest.Cap
     write_run(tmp_path, raw)
     make(tmp_path)
     printed = capsys.readouterr().out
-    assert max(map(len, printed.splitlines())) <= page.TERMINAL_WIDTH
+    assert max(map(len, printed.splitlines())) <= plaintext.TERMINAL_WIDTH
     assert all(variant in printed for variant in raw["variants"])
