@@ -200,6 +200,8 @@ def _sample(measure: str, sample: Row) -> Row:
         "value": float(sample[metric]),
         "weight": 1.0,
         "output": output,
+        "category": None,
+        "question": sample["doc"].get("question") or sample["doc"]["prompt"],
     }
 
 
@@ -241,7 +243,7 @@ def read(
 
 
 def _text_row(measure: str, item_id: str, value: float, weight: int) -> Row:
-    return {"measure": measure, "item_id": item_id, "value": value, "weight": float(weight), "output": None}
+    return {"measure": measure, "item_id": item_id, "value": value, "weight": float(weight)}  # the other columns: NULL
 
 
 def summary(samples: Sequence[Row]) -> dict[str, float | int]:

@@ -212,11 +212,13 @@ DISTRIBUTION = pa.schema(
 )
 SAMPLES = pa.schema(
     [
-        ("measure", pa.string()),  # a key of anamnesis.measures.MEASURES
+        ("measure", pa.string()),  # a name that anamnesis.measures.spec knows
         ("item_id", pa.string()),
         ("value", pa.float64()),
         ("weight", pa.float64()),  # bytes or tokens behind the value; 1 for an accuracy
-        ("output", pa.string()),  # what the model wrote, where it wrote something
+        ("output", pa.string()),  # what the model wrote, where it wrote something; NULL for GPQA
+        ("category", pa.string()),  # MMLU-Pro's, MATH's subject, IFEval's kind of instruction; NULL where there is none
+        ("question", pa.string()),  # what was asked; NULL for texts, and for GPQA, whose authors ask not to show items
     ]
 )
 

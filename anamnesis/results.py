@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from anamnesis.measures import MEASURES, Measure
+from anamnesis import measures
+from anamnesis.measures import Measure
 from anamnesis.stats import Comparison, compare, measures_in
 
 DIGITS = 6  # of numbers in metrics files
@@ -37,7 +38,7 @@ class Row:
 
     @property
     def spec(self) -> Measure:
-        return MEASURES[self.measure]
+        return measures.spec(self.measure)
 
     @property
     def label(self) -> str:

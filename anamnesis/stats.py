@@ -11,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from anamnesis.errors import UserError
-from anamnesis.measures import MEASURES
+from anamnesis.measures import ordered
+from anamnesis.measures import spec as spec_of
 from anamnesis.records import seed_of
 
 CONFIDENCE = 0.95
@@ -40,9 +41,8 @@ class Comparison:
 
 
 def measures_in(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The measures that have rows, in the order of `MEASURES`."""
-    found = {row["measure"] for row in rows}
-    return [name for name in MEASURES if name in found]
+    """The measures that have rows, in the order of every table."""
+    return ordered(row["measure"] for row in rows)
 
 
 def weighted_mean(values: np.ndarray, weights: np.ndarray, axis: int = -1) -> Any:
@@ -133,7 +133,7 @@ def compare(
             f"{measure}: item {reweighted[0]} weighs {before[reweighted[0]]['weight']:g} in base and "
             f"{after[reweighted[0]]['weight']:g} in the variant; run `dvc repro` to measure both again"
         )
-    spec = MEASURES[measure]
+    spec = spec_of(measure)
     x, y = (np.array([rows[item]["value"] for item in order], float) for rows in (before, after))
     weights = np.array([before[item]["weight"] for item in order], float)
     gain = (y - x) if spec.higher_is_better else (x - y)
