@@ -6,12 +6,15 @@ all show a `Results`, so they can't disagree.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from anamnesis import measures
+from anamnesis.changes import Changes
 from anamnesis.measures import Measure
+from anamnesis.scores import Family, Scores
 from anamnesis.stats import Comparison, compare, measures_in
+from anamnesis.tables import Table
 
 DIGITS = 6  # of numbers in metrics files
 LEARNT, FORGOTTEN = "domain_text", "own_text"  # the frontier's axes: both in bits per byte
@@ -27,6 +30,22 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066
 
 
 @dataclass(frozen=True)
+class Model:
+    """One row of every table: what it is, and how it is called there."""
+
+    name: str  # as in params.yaml; the key everywhere
+    kind: Literal["base", "variant", "interpolation"]
+    label: str  # `name` where params.yaml gives none
+    stands_for: str | None = None  # the paper's row that it stands in for
+    paper: str | None = None  # the paper's row that it is: a key of `tables`
+    rehearsal: str | None = None  # reconstructed, none or a source; None for base and interpolations
+    tuning: str = ""  # full, lora, …; empty for base and interpolations
+    variant: str | None = None  # of an interpolation: the variant between which and base it lies
+    alpha: float | None = None  # 0 is base, 1 the variant
+    seeds: tuple[int, ...] = ()  # training seeds that were measured, the main one first; empty for base
+
+
+@dataclass(frozen=True)
 class Row:
     """One measure: base and every variant against it."""
 
@@ -35,6 +54,7 @@ class Row:
     n: int
     cells: dict[str, Comparison]  # by variant
     to_base: bool = True  # or to the variant without rehearsal
+    categories: dict[str, dict[str, Comparison]] = field(default_factory=dict)  # by category and variant
 
     @property
     def spec(self) -> Measure:
@@ -69,10 +89,14 @@ class Row:
 class Results:
     """Rows against base, and against the variant without rehearsal where there is one."""
 
-    variants: list[str]
+    variants: list[str]  # every model but base, interpolations among them
     rows: list[Row]
     reference: str | None  # the variant trained on the domain only
     against_reference: list[Row]  # its `base` is the reference
+    models: dict[str, Model] = field(default_factory=dict)  # base first, in the order of params.yaml
+    scores: dict[Family, dict[str, Scores]] = field(default_factory=dict)  # by model; a unit not measured has no key
+    changes: list[Changes] = field(default_factory=list)  # right-or-wrong measures, models within
+    tables: list[Table] = field(default_factory=list)  # the paper's two, where there are rows for them
 
     @property
     def comparisons(self) -> int:
@@ -142,6 +166,18 @@ class Point:
     forgotten: float
     forgotten_low: float
     forgotten_high: float
+    seeds: tuple[tuple[float, float], ...] = ()  # learnt and forgotten of each training seed; empty for one seed
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Learning against forgetting in one unit; base is its origin."""
+
+    family: Family
+    unit: str  # accuracy or bits per byte
+    learnt: str  # what the horizontal axis is made of, for its title
+    forgotten: str
+    points: list[Point]
 
 
 def frontier(found: Results) -> list[Point]:

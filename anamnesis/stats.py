@@ -19,8 +19,28 @@ CONFIDENCE = 0.95
 ALPHA = 0.05
 # With fewer items even "every item moved the same way" has a two-sided sign-test p of 2 ** (1 - n) > 0.05.
 MIN_ITEMS = 6
+MIN_SEEDS = 3  # an interval over two would be 12.7 standard errors wide to each side
 
 Verdict = Literal["better", "worse", "no difference shown"]
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """What several training seeds gave, the main one first: `values` are what the one-seed number beside it is of."""
+
+    values: tuple[float, ...]
+    mean: float
+    sd: float | None  # between seeds, n - 1 below; None for one seed
+    low: float | None  # Student's t over seeds, 95 %; None with fewer than `MIN_SEEDS`
+    high: float | None
+    crossed_low: float | None  # seeds and items resampled, each by itself; None where there is no such interval
+    crossed_high: float | None
+    item_error: float | None  # standard error over the items of the mean over seeds
+    verdict: Verdict  # by the t interval
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
 
 
 @dataclass(frozen=True)
@@ -38,6 +58,8 @@ class Comparison:
     lost: int
     p_value: float  # McNemar's exact test where an item is right or wrong, a sign-flip test elsewhere
     verdict: Verdict
+    holm: float | None = None  # `p_value` adjusted for the other measures of the model (Holm 1979)
+    seeds: Seeds | None = None  # of the difference; None for a model trained once
 
 
 def measures_in(rows: Sequence[dict[str, Any]]) -> list[str]:
