@@ -15,7 +15,8 @@ from statistics import fmean, median
 from typing import Any
 
 from anamnesis.distribution import Estimate
-from anamnesis.results import Point, signed
+from anamnesis.results import Point
+from anamnesis.wording import signed
 
 COLOURS = 6  # --c1 .. --c6 of the page; further series repeat them with other dashes
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"

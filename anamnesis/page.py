@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from anamnesis import figures, likeness, results, tallies
+from anamnesis import figures, findings, likeness, results, tallies, wording
 from anamnesis.accounts import Account
 from anamnesis.distribution import HALVINGS
 from anamnesis.forest import forest
@@ -66,7 +66,7 @@ def _cell(row: Row, variant: str, cell: Comparison, scale: float) -> Cell:
     low = cell.difference if cell.low is None else cell.low
     high = cell.difference if cell.high is None else cell.high
     left, middle, right = sorted(round(50 + 48 * direction * end / scale, 2) for end in (low, cell.difference, high))
-    told = results.interval(cell, row.decimals)
+    told = findings.interval(cell, row.decimals)
     value = f"{cell.tuned:.{row.decimals}f}"
     verdict = row.verdict(variant)
     return Cell(variant, value, told, verdict, MARKS.get(verdict, ""), middle, left, round(right - left, 2))
@@ -154,7 +154,7 @@ def html(account: Account, params: Params) -> str:
     )
     environment.filters |= {
         "visible": visible,
-        "plain": results.plain,
+        "plain": wording.plain,
         "minus": _minus,
         "percent": lambda share: percent(share).replace(" ", "\u00a0"),
         "number": _number,
@@ -172,8 +172,8 @@ def html(account: Account, params: Params) -> str:
         sides=_sides(found.rows),
         rehearsal_sides=_sides(found.against_reference),
         rehearsal_variants=[name for name in found.variants if name != found.reference],
-        findings=results.findings(found),
-        rehearsal=results.rehearsal_findings(found, values=False),
+        findings=findings.findings(found),
+        rehearsal=findings.rehearsal_findings(found, values=False),
         contests=[contest for contest in account.contests if len(contest.wins) > 1],
         sums={variant: sum_up(found, variant) for variant in found.variants},
         colours={variant: i % figures.COLOURS + 1 for i, variant in enumerate(found.variants)},

@@ -6,7 +6,7 @@ Nothing in it depends on the clock: equal inputs give equal bytes.
 import textwrap
 from typing import TYPE_CHECKING
 
-from anamnesis import likeness, results, tallies
+from anamnesis import findings, likeness, pairing, results, tallies, wording
 from anamnesis.accounts import Account
 from anamnesis.results import Results
 
@@ -25,7 +25,7 @@ def percent(share: float | None) -> str:
 
 
 def sum_up(found: Results, variant: str) -> str:
-    verdicts = [row.verdict(variant) for row in found.rows if row.measure not in results.DISTANCES]
+    verdicts = [row.verdict(variant) for row in found.rows if row.measure not in pairing.DISTANCES]
     return (
         f"better on {verdicts.count('better')}, worse on {verdicts.count('worse')}, "
         f"no difference shown on {verdicts.count(results.NOT_SHOWN)} of {len(verdicts)} measures"
@@ -50,23 +50,23 @@ def votes_sentence(judge: tallies.JudgeTally) -> str:
 
 def drops_sentence(found: list[tallies.Drop]) -> str:
     """Reasons with their counts, most first."""
-    return ", ".join(f"{results.plain(drop.reason)} {drop.count}" for drop in found) or "nothing"
+    return ", ".join(f"{wording.plain(drop.reason)} {drop.count}" for drop in found) or "nothing"
 
 
 def _ways_table(account: Account) -> str:
     lines = [[way.variant, *(str(count) if count is not None else "–" for count in way.left.values())]
              for way in account.ways]  # fmt: skip
-    return results.markdown_table(["variant", *tallies.STEPS], lines, right=range(1, len(tallies.STEPS) + 1))
+    return wording.markdown_table(["variant", *tallies.STEPS], lines, right=range(1, len(tallies.STEPS) + 1))
 
 
 def markdown(account: Account) -> str:
     """The report as Markdown that reads as plain text in a terminal of 120 columns."""
     found = account.found
     blocks = ["# What was learnt, what was forgotten"]
-    for variant, sentences in results.findings(found).items():
+    for variant, sentences in findings.findings(found).items():
         lead = f"- **{variant}**: {sum_up(found, variant)}."
         blocks.append("\n".join([_wrapped(lead, ""), *(_wrapped(text, "  ") for text in sentences)]))
-    blocks.append(results.markdown_table(results.HEADER, results.table(found), right=(2,)))
+    blocks.append(wording.markdown_table(findings.HEADER, findings.table(found), right=(2,)))
     blocks.append(
         _wrapped(
             "Intervals are 95 % bootstrap intervals of the paired difference to base over the items, from one training "
@@ -76,7 +76,7 @@ def markdown(account: Account) -> str:
             "",
         )
     )
-    if told := results.rehearsal_findings(found):
+    if told := findings.rehearsal_findings(found):
         blocks.append(f"## Against {found.reference}, which rehearsed nothing")
         blocks.append("\n".join(_wrapped(f"- **{variant}**: {text}", "") for variant, text in told.items()))
     blocks.append("## Instructions and votes")
@@ -88,7 +88,7 @@ def markdown(account: Account) -> str:
     for table in account.trust.tables:
         if table.name in ("agreement", "preferences"):
             short = [[cell.partition(":")[0] for cell in line] for line in table.lines]  # the reasons are in sentences
-            blocks.append(results.markdown_table(table.header, short, table.numbers))
+            blocks.append(wording.markdown_table(table.header, short, table.numbers))
     if account.ways:
         blocks.append("## From probe to training set")
         blocks.append(_ways_table(account))
@@ -133,7 +133,7 @@ def terminal(found: Results) -> "RenderableType":
                 cell = row.cells[variant]
                 text = Text(f"{cell.tuned:.{row.decimals}f} ")
                 text.append(row.verdict(variant), colours.get(row.verdict(variant), "dim"))
-                cells.append(text.append(f"\n{results.interval(cell, row.decimals)}", "dim"))
+                cells.append(text.append(f"\n{findings.interval(cell, row.decimals)}", "dim"))
             label = Text(row.label).append(f"\n{row.spec.unit} {row.arrow} n={row.n}", "dim")
             table.add_row(label, f"{row.base:.{row.decimals}f}", *cells)
         tables.append(table)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from anamnesis.agreement import RATINGS
 from anamnesis.controls import KINDS
-from anamnesis.results import signed
+from anamnesis.wording import signed
 
 Row = Mapping[str, Any]
 Key = tuple[str, str, str, str]
