@@ -124,11 +124,9 @@ def account(
 ) -> Account:
     """Count and compare. Rows are those of records.py by member, judge or variant.
 
-    `samples` has `base` and the interpolations as well, `reseeded` the variants that were trained with further seeds, by
-    variant and seed.
-
-    `cleaned` has the variants that rehearse, `selected` those of them with picks; `domain` are the cleaned domain rows;
-    `types` are the instructions' types by id.
+    `samples` has `base` and the interpolations as well, `reseeded` the variants that were trained with further seeds,
+    by variant and seed; `cleaned` has the variants that rehearse, `selected` those of them with picks; `domain` are the
+    cleaned domain rows; `types` are the instructions' types by id.
 
     Raises `UserError` where two models did not answer the same items.
     """
