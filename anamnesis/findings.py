@@ -6,7 +6,7 @@ from typing import Any
 from anamnesis.pairing import DISTANCES
 from anamnesis.results import DISTANCE, NOT_SHOWN, Results, Row
 from anamnesis.scores import Score, Scores
-from anamnesis.stats import ALPHA, MIN_ITEMS, Comparison
+from anamnesis.stats import ALPHA, MIN_ITEMS, Comparison, Seeds
 from anamnesis.wording import signed
 
 
@@ -40,16 +40,30 @@ def verdict_note(cell: Comparison) -> str:
     Why an interval without zero gives no verdict, that the exact test alone would have given one, and whether a verdict
     outlives Holm's adjustment.
     """
-    if cell.low is None or cell.high is None:
-        return "no item changed" if cell.gained + cell.lost == 0 else "one item"
-    beside_zero = not cell.low <= 0 <= cell.high
     if cell.verdict == NOT_SHOWN:
-        if beside_zero and cell.n < MIN_ITEMS:
-            return f"fewer than {MIN_ITEMS} items"
-        if beside_zero:
-            return f"exact {p_text(cell.p_value)}"
-        return f"though exact {p_text(cell.p_value)}" if cell.p_value <= ALPHA else ""
+        return _disagreement(cell.low, cell.high, cell.n, cell.p_value)
     return f"Holm {p_text(cell.holm)}" if cell.holm is not None and cell.holm > ALPHA else ""
+
+
+def _disagreement(low: float | None, high: float | None, n: int, p_value: float) -> str:
+    """What keeps an interval without zero, or a small p-value, from being a verdict."""
+    if low is None or high is None:
+        return ""  # "no interval" says it
+    if low <= 0 <= high:
+        return f"though exact {p_text(p_value)}" if p_value <= ALPHA else ""
+    if n < MIN_ITEMS:
+        return f"fewer than {MIN_ITEMS} items"
+    return f"exact {p_text(p_value)}" if p_value > ALPHA else ""
+
+
+def noted(row: Row, variant: str) -> str:
+    """`verdict_note` of one cell of the result table; a distance from base has no verdict to be noted."""
+    return "" if row.verdict(variant) == DISTANCE else verdict_note(row.cells[variant])
+
+
+def label_of(found: Results, model: str) -> str:
+    """How a model's row is called."""
+    return found.models[model].label if model in found.models else model
 
 
 def _told(rows: Sequence[tuple[Row, Comparison]]) -> str:
@@ -102,7 +116,7 @@ def _forgot(by_verdict: Mapping[str, list[Any]], total: int) -> str:
 
 
 def findings(found: Results) -> dict[str, list[str]]:
-    """Plain sentences by variant: what it learnt and forgot by the verdicts, then the scores, Holm and the seeds."""
+    """Plain sentences by variant, from the verdicts: learnt, forgot, safety where it was measured, left after Holm."""
     sentences = {}
     for variant in found.variants:
         learnt, kept = (_side(found.rows, variant, side) for side in ("learnt", "kept"))
@@ -110,11 +124,15 @@ def findings(found: Results) -> dict[str, list[str]]:
             _learnt(learnt, sum(map(len, learnt.values()))),
             _forgot(kept, sum(map(len, kept.values()))),
             *_safety(_side(found.rows, variant, "safety")),
-            *(_scored(by_model[variant]) for by_model in found.scores.values()),
             *_outlived(found, variant),
-            *(_seeded(by_model[variant]) for by_model in found.scores.values() if seeds_of(by_model[variant])),
         ]
     return sentences
+
+
+def score_sentences(found: Results, variant: str) -> list[str]:
+    """Learning, forgetting and net of a model in each unit, then over its training seeds where there are several."""
+    every = [by_model[variant] for by_model in found.scores.values()]
+    return [*map(_scored, every), *(_seeded(one) for one in every if seeds_of(one))]
 
 
 def _safety(by_verdict: Mapping[str, list[Any]]) -> list[str]:
@@ -160,19 +178,18 @@ def seeds_of(one: Scores) -> int:
     return next((s.seeds.n for s in (one.learning, one.forgetting) if s and s.seeds), 0)
 
 
+def seeds_text(seeds: Seeds, decimals: int) -> str:
+    """Mean over training seeds with its t interval, then the standard deviation between seeds."""
+    known = seeds.low is not None and seeds.high is not None
+    ends = f"{signed(seeds.low or 0.0, decimals)}, {signed(seeds.high or 0.0, decimals)}" if known else "no interval"
+    spread = "" if seeds.sd is None else f" sd {seeds.sd:.{decimals}f}"
+    return f"{signed(seeds.mean, decimals)} [{ends}]{spread}"
+
+
 def _seeded(one: Scores) -> str:
     """The scores over training seeds: their spread is another than that over items."""
-    parts = []
-    for name, score in (("learning", one.learning), ("forgetting", one.forgetting), ("net", one.net)):
-        if score and score.seeds:
-            seeds, decimals = score.seeds, decimals_of(one)
-            ends = (
-                "no interval"
-                if seeds.low is None or seeds.high is None
-                else (f"{signed(seeds.low, decimals)}, {signed(seeds.high, decimals)}")
-            )
-            spread = f"sd {seeds.sd:.{decimals}f}" if seeds.sd is not None else "no sd"
-            parts.append(f"{name} {signed(seeds.mean, decimals)} [{ends}], {spread}")
+    named = (("learning", one.learning), ("forgetting", one.forgetting), ("net", one.net))
+    parts = [f"{name} {seeds_text(score.seeds, decimals_of(one))}" for name, score in named if score and score.seeds]
     return f"Over {seeds_of(one)} training seeds, in {one.unit}: {'; '.join(parts)}."
 
 
@@ -215,18 +232,69 @@ HEADER = ["measure", "model", "value", "difference to base [95 %]", "verdict"]
 
 
 def table(found: Results) -> list[list[str]]:
-    """The result table as text: for each measure base, then the variants; the unit stands under the measure's name."""
+    """The result table as text: for each measure base, then the variants; the unit stands under the measure's name.
+
+    A note on a verdict stands in a line of its own, under it.
+    """
     lines = []
     for row in found.rows:
         decimals = row.decimals
         block = [["", "base", f"{row.base:.{decimals}f}", "", ""]]
         for variant, cell in row.cells.items():
             word = row.verdict(variant)
-            note = "" if word == DISTANCE else verdict_note(cell)
-            told = f"{word} ({note})" if note else word
-            block.append(["", variant, f"{cell.tuned:.{decimals}f}", interval(cell, decimals), told])
+            numbers = [f"{cell.tuned:.{decimals}f}", interval(cell, decimals)]
+            block.append(["", label_of(found, variant), *numbers, word])
+            if note := noted(row, variant):
+                block.append(["", "", "", "", f"({note})"])
         block[0][0] = row.label if len(block) > 1 else f"{row.label} ({row.unit})"
         if len(block) > 1:
             block[1][0] = row.unit
         lines += block
     return lines
+
+
+SCORE_HEADER = ["model", "learning", "forgetting", "net"]
+
+
+def score_table(by_model: Mapping[str, Scores], found: Results) -> list[list[str]]:
+    """The scores of one unit: a line a model, one for notes on it, and one for the mean over its training seeds."""
+    lines = []
+    for model, one in by_model.items():
+        named = (one.learning, one.forgetting, one.net)
+        decimals = decimals_of(one)
+        lines.append([label_of(found, model), *(score_text(s, decimals) if s else "–" for s in named)])
+        notes = [score_note(score) if score else "" for score in named]
+        if any(notes):
+            lines.append(["", *(f"({note})" if note else "" for note in notes)])
+        if count := seeds_of(one):
+            over = [seeds_text(score.seeds, decimals) if score and score.seeds else "–" for score in named]
+            lines.append([f"over {count} seeds", *over])
+    return lines
+
+
+def score_note(score: Score) -> str:
+    """As `verdict_note`, of a score: its words follow from interval and test in the same way."""
+    return _disagreement(score.low, score.high, score.n, score.p_value)
+
+
+KEPT_HEADER = ["model", "forgetting avoided", "share of it", "interval of the share"]
+
+
+def kept_table(by_model: Mapping[str, Scores], found: Results) -> list[list[str]]:
+    """How much of what the variant without rehearsal forgot each other model kept, in one unit."""
+    lines = []
+    for model, one in by_model.items():
+        if one.avoided:
+            share, low, high = one.avoided.share, one.avoided.share_low, one.avoided.share_high
+            known = share is not None and low is not None and high is not None
+            ends = f"{100 * (low or 0):.0f} % to {100 * (high or 0):.0f} %" if known else "–"
+            told = f"{100 * (share or 0):.0f} %" if known else "–"
+            lines.append([label_of(found, model), score_text(one.avoided.difference, decimals_of(one)), told, ends])
+    return lines
+
+
+def changed_sentence(found: Results, model: str) -> str:
+    """Items gained and lost by measure, e.g. `arithmetic +6 -1`."""
+    own = [one for one in found.changes if one.model == model]
+    told = [f"{one.label} +{len(one.gained_ids)} -{len(one.lost_ids)}" for one in own if one.gained_ids or one.lost_ids]
+    return "; ".join(told) or "no item changed"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from anamnesis.findings import label_of
 from anamnesis.results import Results, frontiers
 from anamnesis.scores import Average, Score, Scores
 from anamnesis.stats import Comparison, Seeds
@@ -113,10 +114,6 @@ def frontier_lines(found: Results) -> list[Line]:
     for point in drawn[0].points if drawn else []:
         lines.append({name: getattr(point, name) for name in FRONTIER[:7]})
     return [line | {"label": label_of(found, line["variant"]), "unit": unit} for line in lines]
-
-
-def label_of(found: Results, model: str) -> str:
-    return found.models[model].label if model in found.models else model
 
 
 def score_lines(found: Results) -> list[Line]:

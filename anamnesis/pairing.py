@@ -11,10 +11,8 @@ from anamnesis.records import seed_of
 from anamnesis.stats import (
     Comparison,
     Seeds,
-    Verdict,
     across_seeds,
     comparison,
-    decide,
     holm,
     paired,
     percentiles,
@@ -186,10 +184,6 @@ class Contrast:
 
     def p_value(self, seed: int) -> float:
         return sign_flip(self.moved, seed)
-
-    def decide(self, seed: int, higher_is_better: bool) -> Verdict:
-        low, high = self.interval()
-        return decide(self.value, low, high, self.n, self.p_value(seed), higher_is_better)
 
 
 def contrast(parts: Sequence[tuple[Paired, float]], run: Run, against: Run | None = None) -> Contrast:

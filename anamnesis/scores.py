@@ -12,7 +12,7 @@ import numpy as np
 
 from anamnesis.pairing import Contrast, Paired, Run, contrast
 from anamnesis.records import seed_of
-from anamnesis.stats import Seeds, Verdict, across_seeds, fieller
+from anamnesis.stats import Seeds, Verdict, across_seeds, decide, fieller
 
 Family = Literal["accuracy", "text"]
 UNITS: dict[Family, str] = {"accuracy": "accuracy", "text": "bits per byte"}
@@ -108,8 +108,9 @@ def _average(measured: Sequence[Paired], run: Run, seed: int) -> Average | None:
     names = tuple(one.measure for one in measured)
     draws = seed_of("average", seed, *names)
     low, high = found.interval()
-    word = found.decide(draws, measured[0].spec.higher_is_better)
-    return Average(base, base + found.value, found.value, low, high, found.p_value(draws), found.n, names, word)
+    p_value = found.p_value(draws)
+    word = decide(found.value, low, high, found.n, p_value, measured[0].spec.higher_is_better)
+    return Average(base, base + found.value, found.value, low, high, p_value, found.n, names, word)
 
 
 def _score(parts: Parts, run: Run, seed: int, higher_is_better: bool, against: Run | None = None) -> Score | None:
@@ -122,14 +123,16 @@ def _score(parts: Parts, run: Run, seed: int, higher_is_better: bool, against: R
     runs = parts[0][0].runs
     pairs = [(other, against and Run(against.model, other.seed)) for other in runs if other.model == run.model]
     every = [contrast(parts, *pair) for pair in pairs if pair[1] is None or pair[1] in runs]
+    low, high = found.interval()
+    p_value = found.p_value(draws)
     return Score(
         value=found.value,
-        low=found.interval()[0],
-        high=found.interval()[1],
-        p_value=found.p_value(draws),
+        low=low,
+        high=high,
+        p_value=p_value,
         n=found.n,
         measures=names,
-        verdict=found.decide(draws, higher_is_better),
+        verdict=decide(found.value, low, high, found.n, p_value, higher_is_better),
         seeds=across_seeds([one.value for one in every], _stacked(every), draws, higher_is_better),
     )
 

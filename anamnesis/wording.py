@@ -31,10 +31,12 @@ def rounded(flat: Mapping[str, Any]) -> dict[str, Any]:
     return {key: round(value, DIGITS) + 0.0 if isinstance(value, float) else value for key, value in flat.items()}
 
 
-def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """A Markdown table padded so that it reads as plain text too; `right` are the columns set flush right."""
+def markdown_table(
+    header: Sequence[str], lines: Sequence[Sequence[str]], right: Sequence[int] = (), padded: bool = True
+) -> str:
+    """A Markdown table, padded so that it reads as plain text too; `right` are the columns set flush right."""
     cells = [[markdown_cell(cell) for cell in line] for line in [header, *lines]]
-    widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(header))]
+    widths = [max(3, *(len(line[i]) for line in cells)) if padded else 3 for i in range(len(header))]
 
     def line_of(parts: Sequence[str]) -> str:
         padded = [part.rjust(widths[i]) if i in right else part.ljust(widths[i]) for i, part in enumerate(parts)]
