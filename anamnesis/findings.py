@@ -30,7 +30,7 @@ def p_text(p_value: float) -> str:
     """A p-value with two digits; three where two would round it across `ALPHA`, or below 0.01."""
     if p_value < 0.001:
         return "p < 0.001"
-    short = f"{p_value:.2f}"
+    short = f"{p_value + 1e-9:.2f}"  # 0.125 is 0.13 to a reader
     return f"p {short if p_value >= 0.01 and (float(short) <= ALPHA) == (p_value <= ALPHA) else f'{p_value:.3f}'}"
 
 

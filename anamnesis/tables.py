@@ -71,6 +71,9 @@ class Table:
     notes: list[str]  # below it, in this order
 
 
+Row = tuple[str, Model | None]  # the paper's row or the model, and the model; None: a row that was not run
+
+
 def tables(
     models: Sequence[Model],
     cells: Mapping[str, Mapping[str, Comparison]],
@@ -90,16 +93,16 @@ def tables(
     plain = [m for m in models if m.rehearsal == "none" and m.tuning in ("", "full")]
     shown = {m.name for m in [*sources, *plain]}
     ablations = [m for m in models if m.kind != "base" and m.name not in shown]
-    first = _ordered([*plain, *sources, *([ours] if ours else [])], TABLE_1, paper_size)
-    second = _ordered([*plain, *ablations], TABLE_2, paper_size)
+    first = _ordered([*plain, *sources, *([ours] if ours else [])], TABLE_1, paper_size, ours_last=True)
+    second = _ordered([*plain, *ablations], TABLE_2, paper_size, ours_last=False)
     titles = {
-        "table-1": ("What is rehearsed, and what is kept", first, TABLE_1),
-        "table-2": ("Parts of the method left out or replaced", second, TABLE_2),
+        "table-1": ("What is rehearsed, and what is kept", first),
+        "table-2": ("Parts of the method left out or replaced", second),
     }
     beside = paper_size and bool(four)
     found = []
     by_name = {model.name: model for model in models}
-    for name, (title, rows, _) in titles.items():
+    for name, (title, rows) in titles.items():
         lines = [_line("base", by_name.get("base"), columns, cells, base, scored, beside)]
         lines += [_line(key, model, columns, cells, base, scored, beside) for key, model in rows]
         if columns and len(lines) > 1:
@@ -114,17 +117,21 @@ def our_own(models: Sequence[Model]) -> Model | None:
     return named[0] if named else max(reconstructed, key=lambda model: len(model.members), default=None)
 
 
-def _ordered(models: Sequence[Model], order: Sequence[str], paper_size: bool) -> list[tuple[str, Model | None]]:
-    """Rows of a table: those that are no row of the paper's before and after, the paper's in its order.
+def _ordered(models: Sequence[Model], order: Sequence[str], paper_size: bool, ours_last: bool) -> list[Row]:
+    """Rows of a table: without rehearsal first, then the paper's in its order, and those of nobody's table.
 
     At the paper's size a row without a model is there as well.
     """
-    placed: list[tuple[str, Model | None]] = [(m.name, m) for m in models if m.rehearsal == "none" and _row(m) is None]
-    for key in order[1:]:
-        own = [model for model in models if _row(model) == key]
-        placed += [(key, model) for model in own] or ([(key, None)] if paper_size else [])
+    placed: list[Row] = [(m.name, m) for m in models if m.rehearsal == "none" and m.tuning in ("", "full")]
+    before, after = (order[1:-1], order[-1:]) if ours_last else (order[1:], ())
     known = {model.name for _, model in placed if model}
-    return placed + [(model.name, model) for model in models if model.name not in known]
+    others: list[Row] = [(m.name, m) for m in models if _row(m) not in order[1:] and m.name not in known]
+    for keys, rest in ((before, others), (after, [])):
+        for key in keys:
+            own: list[Row] = [(key, model) for model in models if _row(model) == key and model.name not in known]
+            placed += own or ([(key, None)] if paper_size else [])
+        placed += rest
+    return placed
 
 
 def _row(model: Model) -> str | None:

@@ -1,0 +1,430 @@
+"""Results in numbers, sentences, tables and flat metrics."""
+
+import contextlib
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic_run import EVERY_MEASURE, LEADERBOARD, load_params, paper_params, wide_params, write_run
+
+from anamnesis import findings, flat, plaintext, results, wording
+from anamnesis import params as settings
+from anamnesis.errors import UserError
+from stages import report
+
+Made = tuple[Path, Any]
+
+
+def made(tmp: Path, raw: dict[str, Any], measures: list[str] | None = None) -> Made:
+    """A made-up run and its account."""
+    write_run(tmp, raw, measures)
+    with contextlib.chdir(tmp):
+        params = settings.load()
+        return tmp, report.read(params)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return made(tmp_path_factory.mktemp("small"), load_params())
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return made(tmp_path_factory.mktemp("wide"), wide_params(), EVERY_MEASURE)
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return made(tmp_path_factory.mktemp("paper"), paper_params(), LEADERBOARD)
+
+
+def samples(measure: str, values: list[float]) -> list[dict[str, Any]]:
+    return [
+        {
+            "measure": measure,
+            "item_id": str(i),
+            "value": value,
+            "weight": 1.0,
+            "output": None,
+            "category": None,
+            "question": None,
+        }
+        for i, value in enumerate(values)
+    ]
+
+
+def compared(**values: tuple[list[float], list[float]]) -> results.Results:
+    """Base and one variant, from their values by measure."""
+    base = [row for measure, (before, _) in values.items() for row in samples(measure, before)]
+    tuned = [row for measure, (_, after) in values.items() for row in samples(measure, after)]
+    return results.results({"base": base, "tuned": tuned}, None, 500, 1)
+
+
+FLAT = [1.0, 1.2, 0.9, 1.1, 1.0, 0.8, 1.3, 1.0]
+UP = [value + 0.2 + 0.01 * i for i, value in enumerate(FLAT)]
+DOWN = [value - 0.2 - 0.01 * i for i, value in enumerate(FLAT)]
+MIXED = [value + (0.1 if i % 2 else -0.1) for i, value in enumerate(FLAT)]
+
+
+@pytest.mark.parametrize(
+    ("domain", "own", "learnt", "forgot"),
+    [
+        (DOWN, UP, "Learnt: better on 1 of 1", "Forgot: worse on 1 of 1"),
+        (MIXED, MIXED, "Learnt: nothing shown on the 1", "does not prove that nothing was lost"),
+        (UP, DOWN, "Worse on the domain itself", "Better outside the domain"),
+    ],
+)
+def test_findings_follow_the_verdicts(domain: list[float], own: list[float], learnt: str, forgot: str) -> None:
+    said = findings.findings(compared(domain_text=(FLAT, domain), own_text=(FLAT, own)))["tuned"]
+    assert learnt in said[0]
+    assert forgot in said[1]
+
+
+def test_a_distance_from_base_is_no_evidence_of_forgetting() -> None:
+    found = compared(own_kl=([0.0] * 8, [0.1 + 0.01 * i for i in range(8)]))
+    assert found.rows[0].cells["tuned"].verdict == "worse"
+    assert found.rows[0].verdict("tuned") == results.DISTANCE
+    assert "Forgot: worse" not in findings.findings(found)["tuned"][1]
+    assert found.comparisons == 0
+
+
+def test_a_distance_between_variants_has_its_verdict(small: Made) -> None:
+    found = small[1].found
+    row = next(row for row in found.against_reference if row.measure == "own_kl")
+    assert found.reference == "domain-only"
+    assert row.verdict("committee") == "better"
+    assert "Kept more than domain-only" in findings.rehearsal_findings(found)["committee"]
+
+
+def test_one_item_has_no_interval() -> None:
+    found = compared(domain_text=([1.0], [0.5]), own_text=([1.0], [1.5]))
+    assert findings.interval(found.rows[0].cells["tuned"], 3) == "-0.500 [no interval]"
+    numbers = flat.summary(found)
+    assert not [key for key in numbers if key.endswith((".low", ".high"))]
+    assert numbers["tuned.domain_text.diff"] == -0.5
+    assert numbers["tuned.learning-text"] == numbers["tuned.forgetting-text"] == 0.5
+    point = results.frontier(found)[0]
+    assert (point.learnt_low, point.learnt, point.learnt_high, point.forgotten) == (0.5, 0.5, 0.5, 0.5)
+
+
+def test_models_that_answered_other_items_are_an_error() -> None:
+    with pytest.raises(UserError, match="do not pair"):
+        results.results({"base": samples("own_text", FLAT), "tuned": samples("own_text", FLAT[1:])}, None, 500, 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0.1234, "+0.123"), (-0.1, "-0.100"), (-0.0001, "0.000"), (0.0, "0.000")]
+)
+def test_signs(value: float, expected: str) -> None:
+    assert wording.signed(value, 3) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a\x1b[31mb\x1b[0m", "ab"),
+        ("\x1b]0;title\x07rest", "rest"),
+        ("\x1b]8;;https://example.org\x1b\\link", "link"),
+        ("two\nlines\tand\rmore", "two lines and more"),
+        ("\u202eevil\u202c", "evil"),
+        (404, "404"),
+    ],
+)
+def test_plain_is_one_printable_line(text: object, expected: str) -> None:
+    assert wording.plain(text) == expected
+
+
+def test_a_cell_can_not_leave_its_markdown_table() -> None:
+    table = wording.markdown_table(["a", "b"], [["x | y", "<b>`z`</b>\nnext"]])
+    assert table.splitlines()[2].replace(r"\|", "").count("|") == 3
+    assert "<b>" not in table
+    assert len(table.splitlines()) == 3
+
+
+# ----------------------------------------------------------------------------------------------- scores, by hand
+
+RIGHT, WRONG = 1.0, 0.0
+
+
+def test_an_average_is_over_measures_and_not_over_items() -> None:
+    # arithmetic: 10 of 20 right, then 8; gsm8k: 4 of 4, then 3. Means 0.75 and 0.575; pooled over items: 14/24, 11/24.
+    base = samples("arithmetic", [1] * 10 + [0] * 10) + samples("gsm8k", [1] * 4)
+    tuned = samples("arithmetic", [0, 0] + [1] * 8 + [0] * 10) + samples("gsm8k", [0, 1, 1, 1])
+    one = results.results({"base": base, "tuned": tuned}, None, 500, 1).scores["accuracy"]["tuned"]
+    assert one.kept is not None
+    assert one.forgetting is not None
+    assert (one.kept.base, one.kept.tuned) == (pytest.approx(0.75), pytest.approx(0.575))
+    assert one.forgetting.value == pytest.approx(0.175)
+    assert one.forgetting.n == 24
+    assert one.forgetting.low is not None
+    assert one.forgetting.low < 0.175
+    assert (one.learnt, one.learning, one.net) == (None, None, None)
+
+
+def test_net_is_learning_less_forgetting_and_units_stay_apart() -> None:
+    before = {"domain_choice": [0, 0, 0, 1], "arithmetic": [1, 1, 1, 1], "domain_text": [3, 3], "own_text": [1, 1.5]}
+    after = {"domain_choice": [1, 1, 0, 1], "arithmetic": [1, 1, 1, 0], "domain_text": [2, 2.5], "own_text": [1.2, 2]}
+    base, tuned = ([row for name, values in given.items() for row in samples(name, values)]
+                   for given in (before, after))  # fmt: skip
+    numbers = flat.summary(results.results({"base": base, "tuned": tuned}, None, 500, 1))
+    assert numbers["tuned.learning"] == 0.5
+    assert numbers["tuned.forgetting"] == 0.25
+    assert numbers["tuned.net"] == 0.25
+    assert numbers["tuned.learning-text"] == pytest.approx(0.75)
+    assert numbers["tuned.forgetting-text"] == pytest.approx(0.35)
+    assert numbers["tuned.net-text"] == pytest.approx(0.4)
+
+
+def test_distances_and_safety_take_no_part_in_forgetting() -> None:
+    base = samples("arithmetic", [1] * 8) + samples("own_kl", [0] * 8) + samples("refused_harmful", [1] * 8)
+    tuned = samples("arithmetic", [1] * 8) + samples("own_kl", [0.5] * 8) + samples("refused_harmful", [0] * 8)
+    found = results.results({"base": base, "tuned": tuned}, None, 500, 1)
+    assert list(found.scores) == ["accuracy"]
+    forgetting = found.scores["accuracy"]["tuned"].forgetting
+    assert forgetting is not None
+    assert forgetting.measures == ("arithmetic",)
+    assert "Safety: worse: refused, harmful prompts (1.000 to 0.000 rate)." in findings.findings(found)["tuned"]
+
+
+def test_what_was_kept_of_what_was_forgotten() -> None:
+    # domain-only loses 8 of 20, the other 2 of the same 20: three quarters of what was forgotten is avoided.
+    base = samples("arithmetic", [1] * 20)
+    alone = samples("arithmetic", [0] * 8 + [1] * 12)
+    other = samples("arithmetic", [0] * 2 + [1] * 18)
+    found = results.results({"base": base, "alone": alone, "other": other}, "alone", 2000, 1)
+    kept = found.scores["accuracy"]["other"].avoided
+    assert kept is not None
+    assert kept.difference.value == pytest.approx(0.3)
+    assert kept.share == pytest.approx(0.75)
+    assert kept.share_low is not None
+    assert kept.share_high is not None
+    assert kept.share_low < 0.75 < kept.share_high
+    assert found.scores["accuracy"]["alone"].avoided is None
+    assert "75 % of what alone forgot" in findings.rehearsal_findings(found)["other"]
+
+
+def test_no_share_of_a_forgetting_that_is_not_shown() -> None:
+    base = samples("arithmetic", [1] * 20)
+    alone = samples("arithmetic", [0] * 2 + [1] * 18)  # 2 of 20: McNemar's p is 0.5
+    found = results.results({"base": base, "alone": alone, "other": base}, "alone", 500, 1)
+    kept = found.scores["accuracy"]["other"].avoided
+    assert kept is not None
+    assert kept.share is None
+    assert kept.difference.value == pytest.approx(0.1)
+    assert "other.avoided.share" not in flat.summary(found)
+    assert "no share, as alone is not shown to have forgotten anything" in findings.rehearsal_findings(found)["other"]
+
+
+def test_the_papers_average_needs_all_four_and_prefers_the_leaderboard() -> None:
+    four = {"leaderboard_gpqa": 0.5, "leaderboard_ifeval": 0.75, "leaderboard_math_hard": 0.25, "mmlu_pro": 1.0}
+    base = [
+        row for name, level in four.items() for row in samples(name, [1] * int(4 * level) + [0] * int(4 - 4 * level))
+    ]
+    found = results.results({"base": base, "tuned": base}, None, 500, 1)
+    average = found.scores["accuracy"]["tuned"].paper
+    assert average is not None
+    assert average.base == pytest.approx(0.625)
+    assert average.measures == ("mmlu_pro", "leaderboard_gpqa", "leaderboard_ifeval", "leaderboard_math_hard")
+    both = base + samples("leaderboard_mmlu_pro", [0, 0, 0, 0])
+    average = results.results({"base": both, "tuned": both}, None, 500, 1).scores["accuracy"]["tuned"].paper
+    assert average is not None
+    assert average.measures[0] == "leaderboard_mmlu_pro"
+    three = [row for row in base if row["measure"] != "mmlu_pro"]
+    assert results.results({"base": three, "tuned": three}, None, 500, 1).scores["accuracy"]["tuned"].paper is None
+
+
+def test_seeds_are_told_apart_from_items() -> None:
+    base = samples("arithmetic", [1] * 20)
+    runs = [samples("arithmetic", [0] * lost + [1] * (20 - lost)) for lost in (4, 6, 8)]
+    found = results.results(
+        {"base": base, "tuned": runs[0]}, None, 500, 1, reseeded={("tuned", 18): runs[1], ("tuned", 19): runs[2]}
+    )
+    seeds = found.rows[0].cells["tuned"].seeds
+    assert seeds is not None
+    assert seeds.values == pytest.approx((-0.2, -0.3, -0.4))
+    assert (seeds.mean, seeds.sd, seeds.n) == (pytest.approx(-0.3), pytest.approx(0.1), 3)
+    numbers = flat.summary(found)
+    assert numbers["tuned.arithmetic.diff"] == -0.2  # the main seed's, as ever
+    assert numbers["tuned.forgetting.seeds.mean"] == pytest.approx(0.3)
+    assert numbers["tuned.forgetting.seeds.low"] == pytest.approx(0.3 - 4.302653 * 0.1 / 3**0.5, abs=1e-6)
+    assert numbers["tuned.forgetting.seeds.n"] == 3
+    (changed,) = found.changes
+    assert changed.lost_ids == ("0", "1", "2", "3")
+    assert [(item.seeds, item.of) for item in changed.lost] == [(3, 3)] * 4
+
+
+def test_two_seeds_have_no_interval() -> None:
+    base, tuned = samples("arithmetic", [1] * 20), samples("arithmetic", [0] * 6 + [1] * 14)
+    found = results.results({"base": base, "tuned": tuned}, None, 500, 1, reseeded={("tuned", 18): base})
+    seeds = found.rows[0].cells["tuned"].seeds
+    assert seeds is not None
+    assert seeds.n == 2
+    assert seeds.sd is not None
+    assert (seeds.low, seeds.high, seeds.verdict) == (None, None, results.NOT_SHOWN)
+
+
+def test_a_further_seed_that_answered_other_items_is_named() -> None:
+    base = samples("arithmetic", [1] * 8)
+    with pytest.raises(UserError, match="tuned under seed 18"):
+        results.results({"base": base, "tuned": base}, None, 500, 1, reseeded={("tuned", 18): base[1:]})
+
+
+NOTES = [
+    (([1] * 16), ([0] * 4 + [1] * 12), "exact p 0.13"),
+    (([1] * 16), ([0] * 8 + [1] * 8), ""),  # p 0.008, and alone in its family
+    (([1] * 5), ([0] * 4 + [1]), "fewer than 6 items"),
+    (([1] * 16), ([1] * 16), ""),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "note"), NOTES)
+def test_a_note_says_why_there_is_no_verdict(before: list[float], after: list[float], note: str) -> None:
+    found = compared(arithmetic=(before, after))
+    assert findings.noted(found.rows[0], "tuned") == note
+    lines = findings.table(found)
+    assert (lines[-1][4] == f"({note})") == bool(note)
+
+
+def test_a_verdict_that_holm_takes_back_says_so() -> None:
+    lost = {name: ([1.0] * 16, [0.0] * 6 + [1.0] * 10) for name in ("arithmetic", "instructions_followed")}
+    same = {name: ([1.0] * 16, [1.0] * 16) for name in ("gsm8k", "hellaswag", "ifbench")}
+    found = compared(**lost, **same)  # p 0.03125 twice, of five
+    row = next(row for row in found.rows if row.measure == "arithmetic")
+    assert row.verdict("tuned") == "worse"
+    assert row.cells["tuned"].holm == pytest.approx(5 * 0.03125)
+    assert findings.noted(row, "tuned") == "Holm p 0.16"
+    assert "Of 2 verdicts, 0 remain after Holm's adjustment for 5 measures." in findings.findings(found)["tuned"]
+
+
+@pytest.mark.parametrize(
+    ("p_value", "text"), [(0.0702, "p 0.07"), (0.0504, "p 0.050"), (0.0496, "p 0.05"), (0.0012, "p 0.001"),
+                          (0.0002, "p < 0.001"), (1.0, "p 1.00")]
+)  # fmt: skip
+def test_a_p_value_is_not_rounded_across_the_line(p_value: float, text: str) -> None:
+    assert findings.p_text(p_value) == text
+
+
+# ------------------------------------------------------------------------------------------------- whole made-up runs
+
+
+def test_every_model_is_there_with_its_name_and_kind(wide: Made) -> None:
+    found = wide[1].found
+    assert next(iter(found.models)) == "base"
+    assert list(found.models)[1:] == found.variants
+    wise = found.models["wise-50"]
+    assert (wise.kind, wise.variant, wise.alpha) == ("interpolation", "domain-only", 0.5)
+    assert found.models["committee"].label == "committee (ours)"
+    assert found.models["committee"].seeds == (17, 18, 19)
+    assert found.models["domain-lora"].tuning == "lora"
+
+
+def test_categories_add_up_to_their_measure(wide: Made) -> None:
+    row = next(row for row in wide[1].found.rows if row.measure == "leaderboard_mmlu_pro")
+    assert len(row.categories) == 14
+    whole = row.cells["committee"]
+    parts = [cells["committee"] for cells in row.categories.values()]
+    assert sum(part.n for part in parts) == whole.n
+    assert sum(part.gained for part in parts) == whole.gained
+    assert sum(part.difference * part.n for part in parts) / whole.n == pytest.approx(whole.difference)
+
+
+def test_lost_items_can_be_read_but_gpqa_is_not_shown(wide: Made) -> None:
+    changed = {(one.measure, one.model): one for one in wide[1].found.changes}
+    mmlu = changed["leaderboard_mmlu_pro", "domain-only"]
+    assert mmlu.lost
+    assert all(item.question and item.output and item.category for item in mmlu.lost)
+    assert mmlu.hidden_lost == len(mmlu.lost_ids) - len(mmlu.lost)
+    assert [item.seeds for item in mmlu.lost] == sorted((item.seeds for item in mmlu.lost), reverse=True)
+    gpqa = changed["leaderboard_gpqa", "domain-only"]
+    assert gpqa.lost_ids
+    assert all(item.question is None and item.output is None for item in gpqa.lost)
+
+
+def test_table_1_is_about_sources_and_table_2_about_parts(wide: Made) -> None:
+    first, second = wide[1].found.tables
+    assert (first.name, second.name) == ("table-1", "table-2")
+    assert [line.model for line in first.lines] == [
+        *("base", "domain-only", "sharegpt", "dolly", "gpteacher", "oasst", "alpaca", "committee")
+    ]
+    by_model = {line.model: line for line in first.lines}
+    assert by_model["dolly"].stands_for == "GenQA"
+    assert any("Dolly stands in for GenQA" in note for note in first.notes)
+    assert not first.paper
+    assert any("left out" in note for note in first.notes)
+    assert [line.model for line in second.lines][:5] == [
+        *("base", "domain-only", "single-single", "single-multi", "committee")
+    ]
+    assert {"random-of-nine", "leave-own-judge-out", "domain-lora", "wise-50"} <= {line.model for line in second.lines}
+    kept = {column.key for column in first.columns if column.key.startswith("avoided")}
+    assert kept == {"avoided", "avoided-text"}
+    assert all(by_model[name].cells["avoided"].note for name in ("sharegpt", "dolly", "committee"))
+
+
+def test_the_papers_numbers_stand_beside_ours_at_its_size_alone(paper: Made, wide: Made) -> None:
+    first, second = paper[1].found.tables
+    assert first.paper
+    assert second.paper
+    numbers = {line.key: line.cells["average"].paper for line in first.lines}
+    assert (numbers["base"], numbers["ours"], numbers["sharegpt"]) == (39.00, 39.21, 38.00)
+    assert numbers["tulu-v2-mix"] is None  # not known
+    rows = {line.key: line for line in first.lines}
+    assert rows["tulu-v2-mix"].model is None
+    assert rows["tulu-v2-mix"].cells["average"].value is None
+    assert rows["genqa"].stands_for == "GenQA"
+    assert numbers["genqa"] is None
+    assert {line.key: line.cells["average"].paper for line in second.lines}["single-model-single-response"] == 38.81
+    assert any("second-hand" in note for note in first.notes)
+    told = plaintext.markdown(paper[1])
+    assert "(39.21)" in told
+    assert "In brackets: the paper's." in told
+    assert not [cell.paper for table in wide[1].found.tables for line in table.lines for cell in line.cells.values()
+                if cell.paper]  # fmt: skip
+
+
+def test_markdown_fits_a_comment_and_says_what_it_left_out(wide: Made, paper: Made) -> None:
+    for _, account in (wide, paper):
+        assert len(plaintext.markdown(account).encode()) <= plaintext.MOST_CHARACTERS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plaintext, "MOST_CHARACTERS", 30_000)
+        text = plaintext.markdown(wide[1])
+    assert len(text.encode()) <= 30_000
+    assert "Left out: " in text.splitlines()[2]
+    assert "Measure by measure" in " ".join(text.split())
+    assert "## Measure by measure" not in text
+    assert "## Learning, forgetting, net" in text
+
+
+def test_nothing_measured_is_said_and_not_an_error(tmp_path: Path) -> None:
+    _, account = made(tmp_path, load_params(), [])
+    found = account.found
+    assert (found.rows, found.scores, found.tables, results.frontiers(found)) == ([], {}, [], [])
+    assert "nothing can be said about forgetting" in plaintext.markdown(account)
+    assert len(flat.frontier_lines(found)) == len(flat.score_lines(found)) == len(flat.task_lines(found)) == 1
+
+
+def test_files_for_plots_have_a_line_a_model_and_the_summarys_numbers(wide: Made) -> None:
+    found = wide[1].found
+    numbers = flat.summary(found)
+    for columns, lines in (
+        (flat.FRONTIER, flat.frontier_lines(found)),
+        (flat.SCORES, flat.score_lines(found)),
+        (flat.TASKS, flat.task_lines(found)),
+    ):
+        read = list(csv.DictReader(io.StringIO(flat.csv_text(columns, lines))))
+        assert len(read) == len(lines) > len(found.variants)
+    for line in flat.score_lines(found):
+        suffix = "" if line["unit"] == "accuracy" else "-text"
+        assert line["value"] == numbers[f"{line['model']}.{line['score']}{suffix}"]
+    assert json.dumps(numbers, allow_nan=False)
+
+
+def test_the_first_frontier_is_of_texts_and_another_of_accuracies(wide: Made, paper: Made) -> None:
+    texts, accuracies = results.frontiers(wide[1].found)
+    assert (texts.unit, accuracies.unit) == ("bits per byte", "accuracy")
+    point = next(point for point in accuracies.points if point.variant == "domain-only")
+    assert len(point.seeds) == 3
+    assert point.seeds[0] == (point.learnt, point.forgotten)
+    assert not results.frontiers(paper[1].found)  # no domain measure was taken
