@@ -18,6 +18,7 @@ import pyarrow as pa
 from anamnesis.decontamination import Overlap, words
 from anamnesis.foresight import personal_data_library
 from anamnesis.records import CLEANED, digest, licence_of_all
+from anamnesis.refusals import refuses
 from anamnesis.responding import context_of
 
 SHINGLE = 3  # words in a row that near-duplicates are compared by
@@ -98,29 +99,6 @@ def _ok(table: pa.Table) -> Iterator[dict[str, Any]]:
 
 # ------------------------------------------------------------------------------------------------- checks of one row
 
-# Our own list, held against the first 300 characters of a response: what chat models say when they turn a request down.
-# "As an AI" alone is none: the paper's rubric asks for answers written as an AI.
-_CANT = r"(?:can(?:no|')t|can\ not|couldn't|could\ not|won't|will\ not|(?:am|'m)\ (?:not\ able|unable)|must\ decline)"
-_DO = (
-    r"(?:help|assist|answer|provide|fulfill?|comply|complete|do|create|generate|write|engage|support|offer|discuss|give"
-    r"|respond|share|satisfy|process|participate|continue|carry|recommend|advise|browse|access)\b"
-    r"(?!\ (?:but|notic|think|feel|wonder|you\ enough))"
-)
-_REFUSALS = re.compile(
-    rf"""
-    ^\W*(?:i(?:'m|\ am)\ (?:really\ |very\ |so\ |truly\ )?sorry|sorry|i\ apologi[sz]e|apologies|unfortunately)\b
-        [^.!?\n]{{0,80}}\bi(?:\ (?:just|really|simply))?\ ?{_CANT}\ (?:to\ )?(?:\w+ly\ )?{_DO}
-    |^\W*i\ ?{_CANT}\ (?:to\ )?(?:\w+ly\ )?{_DO}
-    |\bas\ (?:an|a\ responsible|a\ large)\ (?:ai|artificial|language)[^.!?\n]{{0,60}}\bi\ ?{_CANT}\ (?:to\ )?{_DO}
-    |\bi\ ?{_CANT}\ (?:to\ )?(?:assist|help)\ (?:you\ )?with\ (?:that|this|your\ request|such)\b
-    |^\W*(?:i(?:'m|\ am)\ sorry|sorry)[^.!?\n]{{0,40}}\bagainst\ my\ (?:programming|guidelines|policy)
-    """,
-    re.IGNORECASE | re.VERBOSE,
-)
-_STILL_HELPS = re.compile(
-    r"\b(?:but|however),?\s+(?:here\b|(?:i|we)\s*(?:can|could|would|will|'ll|'d|do)\b(?!\s*not|')|(?:in|as) )",
-    re.IGNORECASE,
-)
 _ENDS = re.compile(r"[.!?…:;。！？।؟»”’\"'`)\]}>*_~|$%]\s*$|[\U0001F300-\U0001FAFF\u2600-\u27BF\uFE0F]\s*$")
 _CANT_END = re.compile(
     r"(?:,|\b(?:and|or|but|the|an?|of|to|in|on|at|for|with|from|by|that|which|is|are|was|were|your|their|its|as|than))\s*$",
@@ -128,12 +106,6 @@ _CANT_END = re.compile(
 )
 _SIGNED = re.compile(r"\b(?:sincerely|regards|yours|love|truly|signed|wishes),?\b", re.IGNORECASE)
 _LIST_OR_TABLE = re.compile(r"^\s*(?:[-*+•#>|]|\d+[.)]|[A-Za-z][.)]\s)")
-
-
-def refuses(response: str) -> bool:
-    """Does a response turn the request down, by our patterns, without offering something instead?"""
-    start = response[:300].replace("\u2019", "'")
-    return bool(_REFUSALS.search(start)) and not _STILL_HELPS.search(start)
 
 
 def is_cut(response: str) -> bool:

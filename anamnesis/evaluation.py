@@ -1,24 +1,28 @@
-"""Measure one model on the embedded suite: lm-eval for what is right or wrong, our own passes for text.
+"""Measure one model on items of ours: lm-eval for what is right or wrong, our own passes for text.
 
 In: a causal language model, its tokenizer, the domain test items and the held-out conversations. Out: one row an item
-(`records.SAMPLES`), from which every figure is computed. `suite` chooses the items from the seed alone, so that base
-and every variant answer the same ones; `answer` and `read` then ask a model. docs/evaluation.md explains every measure.
+(`records.SAMPLES`), from which every figure is computed. `suite` and `more_tasks` choose the items from the seed alone,
+so that base and every variant answer the same ones; `answer` and `read` then ask a model. The official benchmarks are
+asked by anamnesis/official.py. docs/evaluation.md explains every measure.
 """
 
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from anamnesis import chat, items, likelihood
+from anamnesis import chat, domain_sets, items, likelihood
 from anamnesis.errors import MODEL_UNAVAILABLE, UserError
+from anamnesis.measures import DOMAIN_SET
 from anamnesis.progress import Progress
 from anamnesis.sections import Evaluate
 from anamnesis.stats import measures_in, weighted_mean
@@ -28,6 +32,7 @@ SPARE_TOKENS = 8  # an exact answer may be this much longer than the longest rig
 DIGITS = 6
 
 Row = dict[str, Any]
+Lm = Callable[[Callable[[], None]], Any]  # lm-eval's model, given what it calls after each request (harness.py)
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,20 @@ def suite(domain_test: Sequence[Row], heldout: Sequence[Row], settings: Evaluate
     )
 
 
+def more_tasks(settings: Evaluate) -> dict[str, list[Row]]:
+    """The items of suite safety and of the domain sets, by measure, all of them.
+
+    They are asked apart from the embedded suite, whose figures so don't depend on them. Raises `UserError` for a file
+    that is no domain set.
+    """
+    found = {}
+    if "safety" in settings.suites:
+        for kind in ("harmful", "harmless"):
+            rows = [row for row in items.shipped("safety") if row["kind"] == kind]
+            found[f"refused_{kind}"] = [{key: row[key] for key in ("item_id", "prompt", "category")} for row in rows]
+    return found | {DOMAIN_SET + name: domain_sets.read(name, path) for name, path in settings.domain_sets.items()}
+
+
 def _question(row: Row) -> str:
     if [message["role"] for message in row["messages"]] != ["user"]:
         raise UserError(
@@ -86,9 +105,11 @@ def _texts(rows: Sequence[Row], key: str) -> list[Row]:
     return [{"item_id": row[key], "messages": row["messages"]} for row in rows]
 
 
-def be_quiet() -> None:
+def be_quiet(offline: bool = True) -> None:
     """Keep lm-eval and what it imports offline and off the terminal; call it before they are imported."""
-    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TQDM_DISABLE="1")
+    os.environ.update(TOKENIZERS_PARALLELISM="false", TQDM_DISABLE="1")
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for name in ("lm_eval", "datasets", "transformers", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -129,8 +150,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def answer(model: Any, tokenizer: Any, tasks: dict[str, list[Row]], settings: Evaluate, label: str = "") -> list[Row]:
-    """Let lm-eval ask `model` the items of `tasks` (by measure) through its chat template; one sample row an item.
+def answer(lm: Lm, tokenizer: Any, tasks: dict[str, list[Row]], settings: Evaluate, label: str = "") -> list[Row]:
+    """Let lm-eval ask a model the items of `tasks` (by measure) through its chat template; one sample row an item.
 
     Answers are greedy. A multiple-choice pick is the option with the highest log-likelihood as the assistant's answer.
     """
@@ -140,25 +161,17 @@ def answer(model: Any, tokenizer: Any, tasks: dict[str, list[Row]], settings: Ev
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    from anamnesis import constraints  # noqa: F401 (named by a task: imported here, its data are never asked for)
-    from anamnesis.harness import SharedContextLM
+    from anamnesis import constraints, refusals  # noqa: F401 (named by tasks: imported here, their data never asked for)
 
     datasets.disable_progress_bars()
     requests = sum(len(row.get("choices", [None])) for rows in tasks.values() for row in rows)
     with Progress(f"{label}questions", requests, "requests") as progress, tempfile.TemporaryDirectory() as folder:
-        harness = SharedContextLM(
-            pretrained=model,
-            tokenizer=tokenizer,
-            batch_size=settings.batch_size,
-            chat_template_args={"strftime_now": chat.TODAY.strftime},
-            advance=progress.advance,
-        )
         configured = [_configured(measure, rows, tokenizer, settings, Path(folder)) for measure, rows in tasks.items()]
-        manager = TaskManager(include_path=str(TASKS), include_defaults=False)
+        manager = TaskManager(include_path=[str(TASKS), folder], include_defaults=False)
         # In a group, keys override a task's YAML. `evaluate`, and not `simple_evaluate` around it: that one also runs
         # git and pip to describe the machine, in figures that must not depend on it.
         result = lm_eval.evaluate(
-            lm=harness,
+            lm=lm(progress.advance),
             task_dict=manager.load([{"group": "embedded", "task": configured}]),
             apply_chat_template=True,
             bootstrap_iters=0,
@@ -178,8 +191,13 @@ def _configured(measure: str, rows: list[Row], tokenizer: Any, settings: Evaluat
         "task": measure,
         "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(folder / "cache")},
     }
-    limits = {"instructions_followed": settings.max_tokens}
-    if measure == "domain_exact":
+    limits = dict.fromkeys(("instructions_followed", "refused_harmful", "refused_harmless"), settings.max_tokens)
+    if measure.startswith(DOMAIN_SET):
+        kind = "domain_choice" if "choices" in rows[0] else "domain_exact"
+        (folder / f"{measure}.yaml").write_text(
+            f'include: {json.dumps(str(TASKS / kind))[:-1]}.yaml"\ntask: {measure}\n'
+        )
+    if "answer" in rows[0]:
         limits[measure] = max(len(tokenizer(row["answer"]).input_ids) for row in rows) + SPARE_TOKENS
     if measure in limits:
         configured["generation_kwargs"] = {"until": [], "do_sample": False, "max_gen_toks": limits[measure]}
@@ -200,7 +218,7 @@ def _sample(measure: str, sample: Row) -> Row:
         "value": float(sample[metric]),
         "weight": 1.0,
         "output": output,
-        "category": None,
+        "category": sample["doc"].get("category"),
         "question": sample["doc"].get("question") or sample["doc"]["prompt"],
     }
 
@@ -247,11 +265,35 @@ def _text_row(measure: str, item_id: str, value: float, weight: int) -> Row:
 
 
 def summary(samples: Sequence[Row]) -> dict[str, float | int]:
-    """Flat metrics: `<measure>` is the weighted mean over its items, `<measure>.n` their number."""
+    """Flat metrics: `<measure>` is the weighted mean over its items, `<measure>.n` their number.
+
+    Where items have categories, `<measure>.<category>` and `<measure>.<category>.n` say the same of each.
+    """
     found: dict[str, float | int] = {}
     for measure in measures_in(samples):
         rows = [row for row in samples if row["measure"] == measure]
-        values, weights = (np.array([row[column] for row in rows], float) for column in ("value", "weight"))
-        found[measure] = round(float(weighted_mean(values, weights)), DIGITS)
-        found[f"{measure}.n"] = len(rows)
+        _tell(found, measure, rows)
+        for category in sorted({row["category"] for row in rows if row.get("category")}):
+            of_it = [row for row in rows if row["category"] == category]
+            _tell(found, f"{measure}.{slug(category)}", of_it)
     return found
+
+
+def _tell(found: dict[str, float | int], key: str, rows: Sequence[Row]) -> None:
+    values, weights = (np.array([row[column] for row in rows], float) for column in ("value", "weight"))
+    found[key] = round(float(weighted_mean(values, weights)), DIGITS)
+    found[f"{key}.n"] = len(rows)
+
+
+def slug(category: str) -> str:
+    """A category as a part of a key: lower case, hyphens for anything but letters and digits."""
+    return re.sub(r"[^a-z0-9]+", "-", category.lower()).strip("-")
+
+
+def provenance(backend: str, digests: Mapping[str, str]) -> dict[str, str]:
+    """Flat metrics beside the figures of a suite other than embedded: who measured, and which files were read."""
+    return {
+        "harness.version": version("lm_eval"),
+        "backend": backend,
+        **{f"sha256.{name}": digest for name, digest in sorted(digests.items())},
+    }

@@ -1,4 +1,4 @@
-"""What would stop stage clean or mix, found before a model is asked, so that nothing is paid for in vain.
+"""What would stop stage clean, mix or evaluate, found before a model is asked, so that nothing is paid for in vain.
 
 In: params, and the files and packages that they name. Every stage that asks a model calls `check` first; as it changes
 no output, no stage depends on the keys it looks at. What only rows can tell (their own licences, a broken file) is left
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from anamnesis import suites
 from anamnesis.errors import FORBIDDEN_LICENCE, UserError
 from anamnesis.params import Params
 from anamnesis.public_sets import PUBLIC_SETS
@@ -17,7 +18,8 @@ from anamnesis.variants import Source, Variant
 
 
 def check(params: Params) -> None:
-    """Raise `UserError` for an evaluation set, a kind of personal data or a licence that will end the run later on."""
+    """Raise `UserError` for a file, a package, a kind of personal data or a licence that will end the run later on."""
+    suites.check(params.evaluate)
     for name, source in params.clean.evaluation_sets.items():
         evaluation_set(name, source)
     if params.clean.personal_data:

@@ -1,6 +1,7 @@
-"""lm-eval's Hugging Face model, with one change: a multiple-choice context is read once for all its options.
+"""The two backends: lm-eval's Hugging Face model, and its client of a completions server, both with what we add.
 
-Imports lm-eval, torch and transformers, so import it only where a model is asked.
+`SharedContextLM` reads a multiple-choice context once for all its options, `ServedLM` renders and encodes prompts
+exactly as the other does. Imports lm-eval, torch and transformers, so import it only where a model is asked.
 """
 
 from collections.abc import Callable
@@ -8,6 +9,13 @@ from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+from anamnesis import chat
+from anamnesis.errors import MODEL_UNAVAILABLE, UserError
+from anamnesis.server import Endpoint
+
+TEMPLATE_ARGUMENTS = {"strftime_now": chat.TODAY.strftime}
 
 
 class SharedContextLM(HFLM):
@@ -99,6 +107,72 @@ def _scores(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, 
     return own - logits.logsumexp(-1), logits.argmax(-1) == targets
 
 
+class ServedLM(LocalCompletionsAPI):
+    """lm-eval's completions client against a server of ours: token ids go out, log-probabilities and texts come back.
+
+    The chat template is applied here with the fixed date, and prompts are encoded as `HFLM` encodes them: a beginning
+    token once, never twice.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        tokenizer: Any,
+        max_length: int,
+        concurrency: int,
+        timeout_s: float,
+        advance: Callable[[], None] = lambda: None,
+    ):
+        super().__init__(
+            base_url=endpoint.base_urls[0] + "/completions",
+            model=endpoint.model,
+            tokenizer_backend="huggingface",
+            tokenizer=tokenizer.name_or_path,
+            num_concurrent=max(2, concurrency),  # 1 would be another code path, one request after the other
+            max_length=max_length,
+            timeout=int(timeout_s),
+            header={"Authorization": f"Bearer {endpoint.api_key}"},
+        )
+        self.tokenizer = tokenizer
+        self.endpoint = endpoint
+        self.set_cache_hook(_Counter(advance))
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """`HFLM.apply_chat_template`, of which the parent has a shorter one."""
+        return self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+            **TEMPLATE_ARGUMENTS,
+        )
+
+    def tok_encode(self, string: Any, left_truncate_len: int | None = None, **ignored: Any) -> Any:
+        """`HFLM.tok_encode`, also for several texts."""
+        if not isinstance(string, str):
+            return [self.tok_encode(each, left_truncate_len) for each in string]
+        begun = bool(self.tokenizer.bos_token) and string.startswith(self.tokenizer.bos_token)
+        ids = self.tokenizer.encode(string, **({"add_special_tokens": False} if begun else {}))
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """The parent's, with a server that died told in one line."""
+        return self._or_told(super().loglikelihood, requests)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
+        """The parent's, with a server that died told in one line."""
+        return self._or_told(super().generate_until, requests)
+
+    def _or_told(self, method: Callable[..., Any], requests: list[Any]) -> Any:
+        from aiohttp import ClientError
+
+        try:
+            return method(requests, disable_tqdm=True)
+        except (ClientError, TimeoutError) as error:
+            said = self.endpoint.ended() or f"model {self.endpoint.model}: {type(error).__name__}: {error}"
+            raise UserError(f"evaluate.backend vllm: {said}", MODEL_UNAVAILABLE) from None
+
+
 class _Counter:
     """lm-eval tells its cache about every finished request; we only count them."""
 
@@ -107,3 +181,21 @@ class _Counter:
 
     def add_partial(self, kind: str, request: Any, result: Any) -> None:
         self.advance()
+
+
+def from_model(model: Any, tokenizer: Any, batch_size: int) -> Callable[[Callable[[], None]], SharedContextLM]:
+    """Backend hf: a model that is loaded here."""
+    return lambda advance: SharedContextLM(
+        pretrained=model,
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+        chat_template_args=TEMPLATE_ARGUMENTS,
+        advance=advance,
+    )
+
+
+def from_server(
+    endpoint: Endpoint, tokenizer: Any, max_length: int, concurrency: int, timeout_s: float
+) -> Callable[[Callable[[], None]], ServedLM]:
+    """Backend vllm: a server of the stage."""
+    return lambda advance: ServedLM(endpoint, tokenizer, max_length, concurrency, timeout_s, advance)

@@ -74,3 +74,8 @@ def ordered(names: Iterable[str]) -> list[str]:
         *sorted(name for name in found if name.startswith(DOMAIN_SET)),
         *(name for name in MEASURES if name in found),
     ]
+
+
+def of_suite(suite: str) -> list[str]:
+    """The measures of one suite."""
+    return [name for name, measure in MEASURES.items() if measure.suite == suite]

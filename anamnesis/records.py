@@ -279,7 +279,7 @@ def write_text(path: str | Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def write_metrics(path: str | Path, metrics: Mapping[str, int | float]) -> None:
+def write_metrics(path: str | Path, metrics: Mapping[str, int | float | str]) -> None:
     """Write flat metrics as JSON, for `dvc metrics`."""
     write_text(path, json.dumps(metrics, indent=2) + "\n")
 

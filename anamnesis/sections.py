@@ -294,10 +294,33 @@ class Train(Section):
         return self
 
 
-class Evaluate(Section):
-    """Items per measure, the same for base and every variant."""
+SuiteName = Literal["embedded", "local", "leaderboard", "safety"]
+TASKS = {  # of the suites that can be cut down; a test holds them to anamnesis/measures.py, which few stages need
+    "local": (
+        "medqa",
+        "pubmedqa",
+        "mmlu_pro",
+        "gpqa_diamond",
+        "ifeval",
+        "math_lvl5",
+        "gsm8k",
+        "arc_challenge",
+        "hellaswag",
+        "ifbench",
+    ),
+    "leaderboard": ("leaderboard_mmlu_pro", "leaderboard_gpqa", "leaderboard_ifeval", "leaderboard_math_hard"),
+}
 
-    suite: Literal["embedded"] = "embedded"
+
+class Evaluate(Section):
+    """Which suites are run and how many items a measure has, the same for base and every variant."""
+
+    suite: SuiteName | Annotated[list[SuiteName], Field(min_length=1)] = "embedded"
+    data_dir: str | None = None  # suite local: a folder with a file a task (docs/evaluation.md)
+    tasks: list[str] = []  # of local and leaderboard, by measure; empty: all of them
+    items: Positive | None = None  # of each of these tasks; None: all
+    domain_sets: dict[str, str] = {}  # a name and a JSONL file: each is a measure of its own, whatever the suite
+    backend: Literal["hf", "vllm"] = "hf"  # who answers; texts are always read by hf
     domain_choice: Positive = 60
     domain_exact: Positive = 30
     instructions_followed: Positive = 24
@@ -305,6 +328,34 @@ class Evaluate(Section):
     text_items: Positive = 40  # at most, for each bits-per-byte set
     batch_size: Positive = 8
     max_tokens: Positive = 128
+
+    @property
+    def suites(self) -> list[str]:
+        """The names of `suite`."""
+        return [self.suite] if isinstance(self.suite, str) else list(self.suite)
+
+    def chosen(self, suite: str) -> list[str]:
+        """The measures of suite local or leaderboard that are wanted, none where the suite is not."""
+        known = TASKS[suite] if suite in self.suites else ()
+        return [name for name in known if not self.tasks or name in self.tasks]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Evaluate":
+        if len(set(self.suites)) < len(self.suites):
+            raise ValueError("suite names one twice")
+        if "local" in self.suites and not self.data_dir:
+            raise ValueError("suite local needs data_dir, the folder with its files (docs/evaluation.md)")
+        known = [name for suite in TASKS if suite in self.suites for name in TASKS[suite]]
+        for name in self.tasks:
+            if name not in known:
+                raise ValueError(f"tasks: {name!r} is none of {', '.join(known) or 'suite local or leaderboard'}")
+        for suite in TASKS:
+            if suite in self.suites and not self.chosen(suite):
+                raise ValueError(f"tasks names none of suite {suite}; add one, or take {suite} out of suite")
+        for key in self.domain_sets:
+            if not SLUG.fullmatch(key):
+                raise ValueError(f"domain_sets.{key}: a key is lower-case letters, digits and hyphens")
+        return self
 
 
 class Distribution(Section):

@@ -182,7 +182,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _local(model_dir: Path, card: Card, serve: Serve, requests: Requests) -> Iterator[Endpoint]:
+def local(model_dir: Path, card: Card, serve: Serve, requests: Requests) -> Iterator[Endpoint]:
+    """Yield the endpoint of a server that is started for the model in `model_dir`, and stop it."""
     port, key, gpu = _free_port(), secrets.token_urlsafe(24), has_gpu_build()
     log = Path("logs") / f"server-{card.name}.log"
     log.parent.mkdir(exist_ok=True)
@@ -217,7 +218,7 @@ def endpoint(model_dir: str | Path, serve: Serve, requests: Requests) -> Iterato
     """
     card = load_card(model_dir)
     if card.kind == "local":
-        with _local(Path(model_dir), card, serve, requests) as started:
+        with local(Path(model_dir), card, serve, requests) as started:
             yield started
         return
     assert card.base_url

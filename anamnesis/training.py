@@ -135,7 +135,8 @@ def make_reference(run: Run, world: int, device: str) -> Any:
         return model
     with contextlib.redirect_stdout(io.StringIO()):
         engine, *_ = deepspeed.initialize(model=model, config=config)
-    return engine.eval()
+    engine.eval()
+    return engine
 
 
 def summed_loss(model: Any, batch: packing.Rows, device: str) -> Any:

@@ -1,7 +1,7 @@
 """Evaluate: measure the target before training (`base`) or one model made of it, on the same items.
 
 In: models/pretrained/<target>, models/tuned/<variant>, models/interpolated/<name> or models/reseeded/<variant>-<seed>;
-data/domain/test.parquet, data/heldout.parquet.
+data/domain/test.parquet, data/heldout.parquet; for suite local and for domain sets the files that data/suite.json names.
 Out: metrics/eval/<name>.json (flat), data/samples/<name>.parquet (one row an item); of a further seed
 metrics/reseeded/<variant>-<seed>.json, data/reseeded/<variant>-<seed>.parquet.
 Run: python -m stages.evaluate <base|variant|interpolation>, or <variant> <seed>
@@ -9,7 +9,7 @@ Run: python -m stages.evaluate <base|variant|interpolation>, or <variant> <seed>
 
 import sys
 
-from anamnesis import evaluation, records
+from anamnesis import evaluation, measuring, records
 from anamnesis import params as settings
 from anamnesis.errors import UserError, run
 from anamnesis.params import Params
@@ -43,27 +43,9 @@ def main() -> None:
     params = settings.load()
     name, weights, samples_path, metrics_path = chosen(params, sys.argv[1:])
     base_dir = f"models/pretrained/{params.target}"
-    trusted = params.models[params.target].trust_remote_code
-    suite = evaluation.suite(
-        records.read("data/domain/test.parquet", records.DOMAIN_TEST),
-        records.read("data/heldout.parquet", records.HELDOUT),
-        params.evaluate,
-        params.seed,
-    )
-
-    evaluation.be_quiet()
-    label = f"evaluate {name}: "
-    tokenizer = evaluation.load_tokenizer(base_dir, trusted)
-    model = evaluation.load_model(weights, trusted)
-    samples = evaluation.answer(model, tokenizer, suite.tasks, params.evaluate, label)
-    for measure, texts in suite.texts.items():
-        reference = None
-        if measure == "own_text" and name != "base":
-            reference = evaluation.load_model(base_dir, trusted)  # for KL(base || tuned)
-        samples += evaluation.read(model, tokenizer, measure, texts, params.evaluate, reference, label)
-
+    samples, provenance = measuring.measure(params, name, base_dir, weights)
     records.write(samples_path, samples, records.SAMPLES, ["measure", "item_id"])
-    records.write_metrics(metrics_path, evaluation.summary(samples))
+    records.write_metrics(metrics_path, {**evaluation.summary(samples), **provenance})
 
 
 if __name__ == "__main__":

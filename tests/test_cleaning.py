@@ -10,6 +10,7 @@ from cleaning_rows import LONG, WORDS, candidates, index, reasons, turns
 from anamnesis import cleaning, records, tallies
 from anamnesis.decontamination import Item
 from anamnesis.errors import UserError
+from anamnesis.refusals import refuses
 
 # ------------------------------------------------------------------------------------------- refused, truncated, others
 
@@ -35,12 +36,12 @@ ANSWERED = [
 
 @pytest.mark.parametrize("text", REFUSED)
 def test_refused(text: str) -> None:
-    assert cleaning.refuses(text)
+    assert refuses(text)
 
 
 @pytest.mark.parametrize("text", ANSWERED)
 def test_answered(text: str) -> None:
-    assert not cleaning.refuses(text)
+    assert not refuses(text)
 
 
 PROSE = "Mosses have no roots. They drink through their leaves. " * 8

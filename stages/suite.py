@@ -1,0 +1,22 @@
+"""Suite: the sha256 of every evaluation file that params.yaml names, so that only new contents are measured again.
+
+In: data/own, the folder evaluate.data_dir.
+Out: data/suite.json ({name: sha256}; empty for suites without files).
+Run: python -m stages.suite
+"""
+
+import json
+
+from anamnesis import params as settings
+from anamnesis import records
+from anamnesis.errors import run
+from anamnesis.suites import digests
+
+
+def main() -> None:
+    """Read every file once and write what it is."""
+    records.write_text("data/suite.json", json.dumps(digests(settings.load().evaluate), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run(main)
