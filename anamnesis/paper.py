@@ -1,13 +1,17 @@
 """The paper's two tables: which rows they have, and those of their numbers that are known here.
 
 Ding & Wang 2025, "Improved Supervised Fine-Tuning for Large Language Models to Mitigate Catastrophic Forgetting",
-https://arxiv.org/abs/2506.09428. The numbers are second-hand: from write-ups of the paper, not from its own pages.
+https://arxiv.org/abs/2506.09428. The numbers are second-hand, from the write-up in
+https://github.com/vishalsingha/replay-dataset-pipeline, and were not held against the paper's own pages.
 """
 
 from dataclasses import dataclass, field
 
 AVERAGE = "average"
-SOURCES = "second-hand, from write-ups of the paper (arXiv 2506.09428) and not checked against its pages"
+SOURCES = (
+    "second-hand: from the write-up in github.com/vishalsingha/replay-dataset-pipeline, not checked against the paper "
+    "itself (arXiv 2506.09428)"
+)
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,7 @@ def across_seeds(
     from scipy.stats import t
 
     mean, sd = float(np.mean(values)), float(np.std(values, ddof=1))
+    sd = 0.0 if np.ptp(values) < 1e-12 else sd  # rounding is no spread
     low = high = crossed_low = crossed_high = error = None
     if len(values) >= MIN_SEEDS and sd > 0:  # without any spread the interval would claim to know the next seed
         low, high = map(float, t.interval(CONFIDENCE, len(values) - 1, mean, sd / len(values) ** 0.5))
