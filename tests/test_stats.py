@@ -173,6 +173,22 @@ def test_sign_flip_by_hand():
     assert stats.sign_flip(np.array([3.0, 2, -1]), 1) == pytest.approx(4 / 8)
 
 
+@pytest.mark.parametrize("kind", ["all different", "one size"])
+def test_sign_flip_agrees_with_scipys_draws(kind: str) -> None:
+    generator = np.random.default_rng(12)
+    for shift in (0.0, 0.15, 0.3):
+        moved = generator.normal(shift, 0.5, 60) if kind == "all different" else generator.choice([-1, 1, 0], 60)
+        moved = moved if kind == "all different" else np.where(generator.random(60) < shift, 1, moved).astype(float)
+        theirs = scipy_stats.permutation_test(
+            (moved, np.zeros(60)),
+            lambda x, y, axis: (x - y).sum(axis=axis),
+            permutation_type="samples",
+            vectorized=True,
+            rng=np.random.default_rng(3),
+        ).pvalue
+        assert stats.sign_flip(moved, 4) == pytest.approx(theirs, abs=0.025)
+
+
 def test_false_verdicts_are_rare_for_accuracies():
     # No true difference: each item flips either way with equal chance. McNemar's exact test keeps "better" and "worse"
     # together at or below 5 %.
