@@ -4,79 +4,34 @@ Text that models wrote is escaped by the template engine and its control charact
 nothing, and a Content-Security-Policy says so. Nothing in it depends on the clock: equal inputs give equal bytes.
 """
 
+import base64
+import hashlib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from anamnesis import figures, findings, likeness, results, tallies, wording
+from anamnesis import cells, figures, findings, likeness, lost, results, scatter, tallies, type_figures, wording
 from anamnesis.accounts import Account
+from anamnesis.canvas import COLOURS, Figure
 from anamnesis.distribution import HALVINGS
 from anamnesis.forest import forest
 from anamnesis.params import Params
 from anamnesis.plaintext import drops_sentence, percent, probe_sentence, sum_up
-from anamnesis.results import Row
 from anamnesis.sections import Model
-from anamnesis.stats import MIN_ITEMS, Comparison
+from anamnesis.stats import MIN_ITEMS
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
 TEMPLATES = Path(__file__).with_name("templates")
 SHOWN_CHARACTERS = 3000  # of one model output
-MARKS = {"better": "▲", "worse": "▼"}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One comparison as the page draws it; positions are per cent of a bar in which right is better."""
-
-    variant: str
-    value: str
-    told: str
-    verdict: str
-    mark: str
-    middle: float
-    left: float
-    width: float
-
-
-@dataclass(frozen=True)
-class Line:
-    label: str
-    unit: str
-    base: str
-    cells: list[Cell]
-
-
-def _line(row: Row) -> Line:
-    ends = [
-        abs(end) for cell in row.cells.values() for end in (cell.low, cell.high, cell.difference) if end is not None
-    ]
-    scale = max(ends, default=0.0) or 1.0
-    return Line(
-        row.label, row.unit, f"{row.base:.{row.decimals}f}", [_cell(row, *item, scale) for item in row.cells.items()]
-    )
-
-
-def _cell(row: Row, variant: str, cell: Comparison, scale: float) -> Cell:
-    direction = 1 if row.spec.higher_is_better else -1
-    low = cell.difference if cell.low is None else cell.low
-    high = cell.difference if cell.high is None else cell.high
-    left, middle, right = sorted(round(50 + 48 * direction * end / scale, 2) for end in (low, cell.difference, high))
-    told = findings.interval(cell, row.decimals)
-    value = f"{cell.tuned:.{row.decimals}f}"
-    verdict = row.verdict(variant)
-    return Cell(variant, value, told, verdict, MARKS.get(verdict, ""), middle, left, round(right - left, 2))
-
-
-def _sides(rows: Sequence[Row]) -> list[tuple[str, list[Line]]]:
-    """Rows of a result table under the heading of their side."""
-    headings = {"learnt": "The domain: what was to be learnt", "kept": "Everything else: what was to be kept"}
-    sides = [(text, [_line(row) for row in rows if row.spec.side == side]) for side, text in headings.items()]
-    return [(text, lines) for text, lines in sides if lines]
+ITEM_CHARACTERS = 600  # of a lost item's question and of each answer
+HELD_OUT = "held out"
+SETS_SIDE_BY_SIDE = 3  # of instructions, in one figure of types
+GRID = "Difference to base with its 95 % bootstrap interval over the paired items, a line a model"
+AGAINST = "Difference to the variant without rehearsal, with its 95 % interval over the paired items"
+FEW = 4  # models at most that stand side by side in the result table; more stand below each other
 
 
 def source_of(model: Model) -> list[str]:
@@ -108,27 +63,27 @@ def visible(text: str) -> str:
 
 
 def _minus(text: object) -> str:
-    """Hyphens before digits as minus signs."""
-    return re.sub(r"(?<![\w-])-(?=\d)", "\u2212", str(text))
+    """Hyphens before digits as minus signs, and no line break between a number and its per cent sign."""
+    return re.sub(r"(?<=\d) %", "\u00a0%", re.sub(r"(?<![\w-])-(?=\d)", "\u2212", str(text)))
 
 
 def _number(value: float | None, decimals: int = 2) -> str:
     return "–" if value is None else _minus(f"{value:.{decimals}f}")
 
 
-def _figures(account: Account) -> dict[str, figures.Figure]:
+def _figures(account: Account) -> dict[str, Figure]:
     """The figures that there are numbers for."""
     drawn = {}
-    if points := results.frontier(account.found):
-        drawn["frontier"] = figures.frontier(points)
+    for one in results.frontiers(account.found):
+        drawn[f"frontier-{one.family}"] = scatter.frontier(one, account.found.models)
     if any(account.curves.values()):
         drawn["loss"] = figures.loss_curves(account.curves)
     if account.lengths:
         drawn["lengths"] = figures.lengths(account.lengths)
-    if all(one.instructions for one in account.likeness.portraits.values()):
-        shares = {name: one.types for name, one in account.likeness.portraits.items()}
-        sizes = {name: one.instructions for name, one in account.likeness.portraits.items()}
-        drawn["types"] = figures.types(shares, sizes)
+    sets = {name: one for name, one in account.likeness.portraits.items() if one.instructions}
+    if likeness.RECONSTRUCTED in sets and len(sets) <= SETS_SIDE_BY_SIDE:
+        shares, sizes = ({name: getattr(one, part) for name, one in sets.items()} for part in ("types", "instructions"))
+        drawn["types"] = type_figures.types(shares, sizes)
     if account.judges:
         drawn["scores"] = figures.score_histograms({judge.judge: judge.scores for judge in account.judges})
     if agreeing := account.trust.agreeing:
@@ -136,8 +91,46 @@ def _figures(account: Account) -> dict[str, figures.Figure]:
         drawn["agreeing"] = forest("figure-agreeing", "Do two judges prefer the same response?", unit, agreeing, 0.5)
     if telling := account.trust.telling:
         unit, title = "AUC, genuine against planted", "Can a judge tell a planted response?"
-        drawn["telling"] = forest("figure-telling", title, unit, telling, 0.5, "length and word overlap alone")
+        drawn["telling"] = forest("figure-telling", title, unit, telling, 0.5, ["length alone", "word overlap alone"])
     return drawn
+
+
+def _panels(account: Account) -> list[Figure]:
+    """A figure a type where there are too many sets to stand side by side."""
+    sets = {name: one for name, one in account.likeness.portraits.items() if one.instructions}
+    if likeness.RECONSTRUCTED not in sets or len(sets) <= SETS_SIDE_BY_SIDE:
+        return []
+    shares, sizes = ({name: getattr(one, part) for name, one in sets.items()} for part in ("types", "instructions"))
+    return type_figures.type_panels(shares, sizes)
+
+
+def _numbered(figures_of: list[list[scatter.Mark]]) -> list[tuple[int, list[scatter.Mark]]]:
+    """The key to the figures whose points are numbered: each number with its point in every figure."""
+    if not figures_of or not figures_of[0] or not figures_of[0][0].number:
+        return []
+    return [(same[0].number, list(same)) for same in zip(*figures_of, strict=True)]
+
+
+def _kinds(account: Account) -> list[str]:
+    """Types that some set has, the reconstructed set's most frequent first."""
+    sets = [one.types for one in account.likeness.portraits.values() if one.instructions]
+    used = [kind for kind in (sets[0] if sets else {}) if any(kind in one and one[kind].value for one in sets)]
+    return sorted(used, key=lambda kind: (kind == "other", -sets[0][kind].value, kind))
+
+
+def policy(script: str) -> str:
+    """The Content-Security-Policy: nothing is loaded, and no script runs but this one."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _held_out(account: Account, variant: str) -> int | None:
+    """Instructions that a variant's picks leave out so that forgetting can be measured on them."""
+    drops = account.select_drops.get(variant)
+    return None if drops is None else sum(drop.count for drop in drops if drop.reason == HELD_OUT)
 
 
 def html(account: Account, params: Params) -> str:
@@ -158,25 +151,58 @@ def html(account: Account, params: Params) -> str:
         "minus": _minus,
         "percent": lambda share: percent(share).replace(" ", "\u00a0"),
         "number": _number,
+        "difference": lambda told: told.partition(" [")[0],
+        "ends": lambda told: "".join(told.partition(" [")[1:]).strip(),
+        "cut": lambda text: text if len(text) <= ITEM_CHARACTERS else text[:ITEM_CHARACTERS] + "…",
     }
 
-    def drawing(figure: figures.Figure) -> "Markup":
+    def drawing(figure: Figure) -> "Markup":
         return Markup(figure.svg)  # drawn here; text in it is escaped by the XML writer
 
     found = account.found
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    few = len(found.variants) <= FEW
+    frontiers = {one.family: one for one in results.frontiers(found)}
+    marks = {family: scatter.marks(one, found.models) for family, one in frontiers.items()}
+    shown = next(iter(marks.values()), [])
+    rehearsed = [name for name in found.variants if name != found.reference]
     return environment.get_template("report.html.jinja").render(
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         account=account,
         found=found,
         params=params,
-        sides=_sides(found.rows),
-        rehearsal_sides=_sides(found.against_reference),
-        rehearsal_variants=[name for name in found.variants if name != found.reference],
+        script=Markup(script),
+        policy=policy(script),
+        few=few,
+        label=lambda name: findings.label_of(found, name),
+        sides=cells.sides(found, found.rows),
+        grid=cells.grid(found, "results", GRID, found.rows, found.variants) if found.rows else None,
+        tasks=cells.lines_of(found, found.rows),
+        tables=[(table, cells.table_lines(table)) for table in found.tables],
+        categories=cells.category_grids(found),
+        measured=cells.measured(found),
+        moved=cells.moved(found),
+        lost=lost.lost(found),
+        no_text=lost.NO_TEXT,
+        scored=found.scores,
+        score_sentences={name: findings.score_sentences(found, name) for name in found.variants},
+        rehearsal_sides=cells.sides(found, found.against_reference),
+        rehearsal_grid=cells.grid(found, "rehearsal-results", AGAINST, found.against_reference, rehearsed)
+        if found.against_reference
+        else None,
+        rehearsal_variants=rehearsed,
+        frontiers=frontiers,
+        numbered=_numbered(list(marks.values())),
+        footnotes=cells.footnotes,
+        panels=_panels(account),
+        kinds=_kinds(account),
+        held_out=lambda variant: _held_out(account, variant),
         findings=findings.findings(found),
         rehearsal=findings.rehearsal_findings(found, values=False),
         contests=[contest for contest in account.contests if len(contest.wins) > 1],
         sums={variant: sum_up(found, variant) for variant in found.variants},
-        colours={variant: i % figures.COLOURS + 1 for i, variant in enumerate(found.variants)},
+        colours={variant: i % COLOURS + 1 for i, variant in enumerate(found.variants)}
+        | {mark.point.variant: mark.colour + 1 for mark in shown},
         figures=_figures(account),
         drawing=drawing,
         probe=probe_sentence(account.funnel),
