@@ -224,7 +224,7 @@ def kept_sentences(found: Results, variant: str) -> list[str]:
         if kept.share is not None and kept.share_low is not None and kept.share_high is not None:
             ends = f"{100 * kept.share_low:.0f} % to {100 * kept.share_high:.0f} %"
             text += f", {100 * kept.share:.0f} % of what {kept.against} forgot ({ends})"
-        told.append(f"{text}." if not kept.why else f"{text}; no share, as {kept.why.split(', so ')[0]}.")
+        told.append(f"{text}." if not kept.why else f"{text}; no share, as {kept.why}.")
     return told
 
 
@@ -265,7 +265,7 @@ def score_table(by_model: Mapping[str, Scores], found: Results) -> list[list[str
         lines.append([label_of(found, model), *(score_text(s, decimals) if s else "–" for s in named)])
         notes = [score_note(score) if score else "" for score in named]
         if any(notes):
-            lines.append(["", *(f"({note})" if note else "" for note in notes)])
+            lines.append(["", *notes])
         if count := seeds_of(one):
             over = [seeds_text(score.seeds, decimals) if score and score.seeds else "–" for score in named]
             lines.append([f"over {count} seeds", *over])
@@ -273,8 +273,11 @@ def score_table(by_model: Mapping[str, Scores], found: Results) -> list[list[str
 
 
 def score_note(score: Score) -> str:
-    """As `verdict_note`, of a score: its words follow from interval and test in the same way."""
-    return _disagreement(score.low, score.high, score.n, score.p_value)
+    """ "no difference shown" where that is the verdict, with the p-value that keeps an interval without zero from more."""
+    if score.verdict != NOT_SHOWN:
+        return ""
+    beside_zero = score.low is not None and score.high is not None and not score.low <= 0 <= score.high
+    return f"{NOT_SHOWN}, {p_text(score.p_value)}" if beside_zero and score.n >= MIN_ITEMS else NOT_SHOWN
 
 
 KEPT_HEADER = ["model", "forgetting avoided", "share of it", "interval of the share"]
@@ -291,6 +294,11 @@ def kept_table(by_model: Mapping[str, Scores], found: Results) -> list[list[str]
             told = f"{100 * (share or 0):.0f} %" if known else "–"
             lines.append([label_of(found, model), score_text(one.avoided.difference, decimals_of(one)), told, ends])
     return lines
+
+
+def unshared(by_model: Mapping[str, Scores]) -> list[str]:
+    """Why there is no share where there is none, each reason once."""
+    return list(dict.fromkeys(one.avoided.why for one in by_model.values() if one.avoided and one.avoided.why))
 
 
 def changed_sentence(found: Results, model: str) -> str:

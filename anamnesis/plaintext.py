@@ -179,6 +179,7 @@ def _scores(found: Results, padded: bool) -> str:
         if kept := findings.kept_table(by_model, found):
             blocks.append(_wrapped(f"Of what {found.reference} forgot, in {some.unit}:", ""))
             blocks.append(wording.markdown_table(findings.KEPT_HEADER, kept, (), padded))
+            blocks += [_wrapped(f"No share: {why}.", "") for why in findings.unshared(by_model)]
     if blocks:
         blocks.append(
             _wrapped(
@@ -206,7 +207,7 @@ def _paper_table(table: Table, padded: bool) -> str:
         name = f"{line.label} (for {line.stands_for})" if line.stands_for else line.label
         lines.append([name, *(_entry(cell, column.decimals) for cell, column in zip(cells, columns, strict=True))])
     notes = [*table.notes, "In brackets: the paper's."] if table.paper else table.notes
-    return "\n\n".join([wording.markdown_table(header, lines, (), padded), _listed(notes)])
+    return "\n\n".join([wording.markdown_table(header, lines, (), padded), _listed(map(wording.markdown_cell, notes))])
 
 
 def _entry(cell: Entry, decimals: int) -> str:

@@ -149,7 +149,7 @@ def _avoided(kept: Sequence[Paired], run: Run, against: Run, forgotten: Score, s
         return None
     share, why = None, ""
     if forgotten.verdict != "worse":
-        why = f"{against.model} is not shown to have forgotten anything, so there is no share of it"
+        why = f"{against.model} is not shown to have forgotten anything"
     else:
         above, below = contrast(_mean(kept), run, against), contrast(_mean(kept, -1), against)
         if above.found is not None and below.found is not None:

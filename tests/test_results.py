@@ -4,13 +4,15 @@ import contextlib
 import csv
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from synthetic_run import EVERY_MEASURE, LEADERBOARD, load_params, paper_params, wide_params, write_run
 
-from anamnesis import findings, flat, plaintext, results, wording
+from anamnesis import findings, flat, plaintext, records, results, wording
 from anamnesis import params as settings
 from anamnesis.errors import UserError
 from stages import report
@@ -380,6 +382,7 @@ def test_the_papers_numbers_stand_beside_ours_at_its_size_alone(paper: Made, wid
     told = plaintext.markdown(paper[1])
     assert "(39.21)" in told
     assert "In brackets: the paper's." in told
+    assert "<i>" not in told  # of a label
     assert not [cell.paper for table in wide[1].found.tables for line in table.lines for cell in line.cells.values()
                 if cell.paper]  # fmt: skip
 
@@ -428,3 +431,32 @@ def test_the_first_frontier_is_of_texts_and_another_of_accuracies(wide: Made, pa
     assert len(point.seeds) == 3
     assert point.seeds[0] == (point.learnt, point.forgotten)
     assert not results.frontiers(paper[1].found)  # no domain measure was taken
+
+
+@pytest.mark.parametrize("measures", [[], None])
+def test_dvc_draws_the_files(tmp_path: Path, measures: list[str] | None) -> None:
+    run, account = made(tmp_path, load_params(), measures)
+    records.write_text(run / "frontier.csv", flat.csv_text(flat.FRONTIER, flat.frontier_lines(account.found)))
+    records.write_text(run / "scores.csv", flat.csv_text(flat.SCORES, flat.score_lines(account.found)))
+    records.write_text(run / "tasks.csv", flat.csv_text(flat.TASKS, flat.task_lines(account.found)))
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "--no-scm", "-q"], cwd=run, check=True)
+    shown = subprocess.run(
+        [*dvc, "plots", "show", "frontier.csv", "scores.csv", "tasks.csv"], cwd=run, capture_output=True, text=True
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "failed" not in shown.stderr
+    assert (run / "dvc_plots/index.html").read_text(encoding="utf-8").count("vegaEmbed") >= 3
+
+
+def test_the_terminal_fits_and_says_no_difference_shown(wide: Made, small: Made) -> None:
+    from rich.console import Console
+
+    for _, account in (small, wide):
+        console = Console(width=plaintext.TERMINAL_WIDTH, record=True, file=io.StringIO())
+        console.print(plaintext.terminal(account.found))
+        text = console.export_text()
+        assert max(map(len, text.splitlines())) <= plaintext.TERMINAL_WIDTH
+        assert results.NOT_SHOWN in text
+        assert "Learning, forgetting and net in accuracy" in text
+        assert len(text.splitlines()) < 150
