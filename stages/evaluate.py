@@ -1,7 +1,7 @@
 """Evaluate: measure the target before training (`base`) or one model made of it, on the same items.
 
 In: models/pretrained/<target>, models/tuned/<variant>, models/interpolated/<name> or models/reseeded/<variant>-<seed>;
-data/domain/test.parquet, data/heldout.parquet; for suite local and for domain sets the files that data/suite.json names.
+data/domain/test.parquet, data/heldout.parquet; for suite local and for domain sets the files of data/suite.json.
 Out: metrics/eval/<name>.json (flat), data/samples/<name>.parquet (one row an item); of a further seed
 metrics/reseeded/<variant>-<seed>.json, data/reseeded/<variant>-<seed>.parquet.
 Run: python -m stages.evaluate <base|variant|interpolation>, or <variant> <seed>
