@@ -273,7 +273,7 @@ def score_table(by_model: Mapping[str, Scores], found: Results) -> list[list[str
 
 
 def score_note(score: Score) -> str:
-    """ "no difference shown" where that is the verdict, with the p-value that keeps an interval without zero from more."""
+    """The words for no verdict, with the p-value where it keeps an interval without zero from being one; else empty."""
     if score.verdict != NOT_SHOWN:
         return ""
     beside_zero = score.low is not None and score.high is not None and not score.low <= 0 <= score.high
