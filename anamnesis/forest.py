@@ -41,10 +41,12 @@ def forest(
         axes.set_xlabel(unit)
         x = 6.0
         for i, text in enumerate(["judge", *baselines] if baselines else []):
-            style: Any = {"color": SERIES[0]} if i == 0 else {"markerfacecolor": PAGE, "markeredgecolor": SERIES[i]}
-            marker = "o" if i == 0 else SHAPES[i - 1]
+            face = PAGE if i else SERIES[0]
+            marker = SHAPES[i - 1] if i else "o"
             y = 1 - 10 / height
-            canvas.add_artist(Line2D([x / WIDTH], [y], linestyle="none", marker=marker, markersize=6, **style))
+            key = Line2D([x / WIDTH], [y], linestyle="none", marker=marker, markersize=6, color=SERIES[i])
+            key.set_markerfacecolor(face)
+            canvas.add_artist(key)
             canvas.text((x + 9) / WIDTH, y, text, va="center", color=INK)
             x += 9 + 7.0 * len(text) + 20
 

@@ -68,7 +68,7 @@ def _minus(text: object) -> str:
 
 
 def _number(value: float | None, decimals: int = 2) -> str:
-    return "–" if value is None else _minus(f"{value:.{decimals}f}")
+    return "–" if value is None else _minus(f"{round(value, decimals) + 0.0:.{decimals}f}")
 
 
 def _figures(account: Account) -> dict[str, Figure]:

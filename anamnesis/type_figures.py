@@ -42,7 +42,7 @@ def types(shares: Mapping[str, Mapping[str, Estimate]], sizes: Mapping[str, int]
                     xytext=(5, 0),
                     textcoords="offset points",
                     va="center",
-                    fontsize=TEXT - (1 if len(names) == 1 else 3),
+                    fontsize=TEXT - (1 if len(names) == 1 else 2),
                 )
             if len(names) > 1:
                 place = 1 - (4 + 20 * i) / height
