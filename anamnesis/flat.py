@@ -5,6 +5,7 @@ from typing import Any
 
 from anamnesis.findings import label_of
 from anamnesis.results import Results, frontiers
+from anamnesis.scatter import group_of
 from anamnesis.scores import Average, Score, Scores
 from anamnesis.stats import Comparison, Seeds
 from anamnesis.tables import SUFFIX
@@ -100,7 +101,7 @@ def _score(key: str, score: Score) -> dict[str, float | int | None]:
 
 Line = dict[str, Any]
 FRONTIER = ("variant", "learnt", "forgotten", "learnt_low", "learnt_high", "forgotten_low", "forgotten_high", "label",
-            "unit")  # fmt: skip
+            "unit", "group", "sweep", "alpha")  # fmt: skip
 SCORES = ("model", "label", "unit", "score", "value", "low", "high", "n")
 TASKS = ("model", "label", "measure", "task", "side", "suite", "unit", "base", "value", "difference", "low", "high",
          "n", "p", "holm", "verdict")  # fmt: skip
@@ -113,7 +114,20 @@ def frontier_lines(found: Results) -> list[Line]:
     lines: list[Line] = [{"variant": "base"} | dict.fromkeys(FRONTIER[1:7], 0.0)]
     for point in drawn[0].points if drawn else []:
         lines.append({name: getattr(point, name) for name in FRONTIER[:7]})
-    return [line | {"label": label_of(found, line["variant"]), "unit": unit} for line in lines]
+    told = {"unit": unit}
+    return [
+        line | told | {"label": label_of(found, line["variant"])} | _sweep(found, line["variant"]) for line in lines
+    ]
+
+
+def _sweep(found: Results, name: str) -> Line:
+    """What a model belongs to, and its place between base and the variant that interpolations lie before."""
+    model = found.models.get(name)
+    if model is None or model.kind == "base":
+        return {"group": "base", "sweep": "", "alpha": ""}
+    swept = any(other.variant == name for other in found.models.values() if other.kind == "interpolation")
+    alpha: float | str = model.alpha if model.alpha is not None else 1.0 if swept else ""
+    return {"group": group_of(model), "sweep": model.variant or (name if swept else ""), "alpha": alpha}
 
 
 def score_lines(found: Results) -> list[Line]:

@@ -2,7 +2,8 @@
 
 In: every row of the pipeline (data/…), the training curves (metrics/train/<variant>.csv) and metrics/distribution.json,
 by the keys of params.yaml.
-Out: report.html, report.md, metrics/summary.json and, for `dvc plots`, metrics/frontier.csv, scores.csv and tasks.csv.
+Out: report.html, report.md, metrics/summary.json and, for `dvc plots`, metrics/frontier.csv, scores.csv, tasks.csv
+and types.csv.
 Run: python -m stages.report
 """
 
@@ -99,6 +100,7 @@ def main() -> None:
     records.write_text("metrics/frontier.csv", flat.csv_text(flat.FRONTIER, flat.frontier_lines(found)))
     records.write_text("metrics/scores.csv", flat.csv_text(flat.SCORES, flat.score_lines(found)))
     records.write_text("metrics/tasks.csv", flat.csv_text(flat.TASKS, flat.task_lines(found)))
+    records.write_text("metrics/types.csv", flat.csv_text(likeness.TYPES, likeness.type_lines(account.likeness)))
     records.write_text("report.md", plaintext.markdown(account))
     records.write_text("report.html", page.html(account, params))
     show(account)
