@@ -1,7 +1,7 @@
 """The paper's two tables in our numbers: rehearsal sources, and ablations of the committee."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from anamnesis.measures import spec
@@ -182,7 +182,7 @@ def _line(
         name = column.key if column.key == AVERAGE else spec(column.key).paper if column.key in base else None
         entry = _entry(column, model, cells, base, scored)
         paper = known.get(name) if name else None
-        entries[column.key] = Entry(**{**vars(entry), "paper": paper})
+        entries[column.key] = replace(entry, paper=paper)
     label = model.label if model else ROWS[key].label
     if beside and model and key in ROWS and model.label == model.name and not model.stands_for:
         label = ROWS[key].label
