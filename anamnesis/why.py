@@ -23,9 +23,9 @@ from anamnesis import params as settings
 from anamnesis import records, selection, sql
 from anamnesis.errors import UserError, run
 from anamnesis.params import Params
-from anamnesis.results import plain
 from anamnesis.selection import Rule
 from anamnesis.variants import BY_VOTES
+from anamnesis.wording import plain
 
 Row = dict[str, Any]
 RANKED_BY = {
