@@ -119,6 +119,31 @@ def test_a_layer_that_is_not_there_is_one_line(small_model: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (["q_proj", "lm_head"], "lm_head has one weight with model.embed_tokens; leave it out"),
+        (["embed_tokens"], "model.embed_tokens is no linear layer but Embedding; name linear layers, or none for all"),
+    ],
+)
+def test_what_could_not_be_merged_is_told_before_training(targets: list[str], said: str, small_model: Path) -> None:
+    """Otherwise a tied head's adapter would be trained and then lost, and an embedding's end the run after it."""
+    with pytest.raises(UserError) as caught:
+        tuning.adapt(load(small_model), Lora(targets=targets), seed=1)
+    assert str(caught.value) == f"tuning.targets: {said}"
+
+
+def test_a_model_without_linear_layers_is_told() -> None:
+    """GPT-2's are of another class, which holds its matrix the other way round."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0))
+    with pytest.raises(UserError, match="finds no linear layer in GPT2LMHeadModel"):
+        tuning.adapt(model, Lora(), seed=1)
+    with pytest.raises(UserError, match=r"c_proj is no linear layer but Conv1D"):
+        tuning.adapt(model, Lora(targets=["c_proj"]), seed=1)
+
+
 # --- L2-SP ---
 
 
