@@ -223,7 +223,7 @@ def _read(path: Path) -> list[Row]:
                 text = archive.read(name, pwd=GPQA_PASSWORD).decode("utf-8")
         if name.endswith(".csv"):
             return list(csv.DictReader(io.StringIO(text, newline="")))
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [json.loads(line) for line in text.split("\n") if line.strip()]  # U+2028 ends no line of JSON
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:  # RuntimeError: a wrong password
         said = "" if path.suffix == ".zip" else f" ({error})"
         raise UserError(f"{path}: can't be read as {path.suffix[1:]}{said}") from None

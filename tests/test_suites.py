@@ -425,6 +425,15 @@ def test_a_file_that_is_no_domain_set(tmp_path: Path, text: str, said: str) -> N
     assert str(raised.value).startswith(f"evaluate.domain_sets.mine: {path}: {said}")
 
 
+def test_line_breaks_of_other_kinds_end_no_row(tmp_path: Path) -> None:
+    """PubMedQA's training rows have one."""
+    path = tmp_path / "x.jsonl"
+    row = {"id": "1", "question": "one\u2028two\x85three?", "options": ["a", "b", "c", "d"], "answer": "B"}
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert [item["question"] for item in domain_sets.read("mine", path)] == [row["question"]]
+    assert [item["sent1"] for item in benchmarks.load("medqa", path)] == [row["question"]]
+
+
 def test_an_answer_is_a_letter_an_index_or_the_option(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     rows = [
