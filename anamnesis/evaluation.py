@@ -181,16 +181,15 @@ def answer(lm: Lm, tokenizer: Any, tasks: dict[str, list[Row]], settings: Evalua
 
 
 def _configured(measure: str, rows: list[Row], tokenizer: Any, settings: Evaluate, folder: Path) -> dict[str, Any]:
-    """A task of tasks/ with its items in a file and, where the model writes, the number of tokens it may write.
+    """A task of tasks/ with its items and, where the model writes, the number of tokens it may write.
 
-    The datasets library keeps its cache in the same temporary folder: no run can see another one's rows.
+    The items go in memory. From a file the datasets library would guess types: answers that are dates would come back
+    as times of day, and no answer would equal them.
     """
-    data = folder / f"{measure}.jsonl"
-    data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    configured: dict[str, Any] = {
-        "task": measure,
-        "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(folder / "cache")},
-    }
+    import datasets
+
+    table = datasets.Dataset.from_list(rows)
+    configured: dict[str, Any] = {"task": measure, "custom_dataset": lambda **_: {"test": table}}
     limits = dict.fromkeys(("instructions_followed", "refused_harmful", "refused_harmless"), settings.max_tokens)
     if measure.startswith(DOMAIN_SET):
         kind = "domain_choice" if "choices" in rows[0] else "domain_exact"

@@ -55,7 +55,7 @@ def _can_be_merged(model: Any, targets: list[str]) -> None:
             continue
         if not isinstance(part, torch.nn.Linear):
             kind = type(part).__name__
-            raise UserError(f"tuning.targets: {name} is no linear layer but {kind}; name linear layers, or none for all")
+            raise UserError(f"tuning.targets: {name} is no linear layer but {kind}; name linear ones, or none for all")
         if others := [other for other in owners[id(part.weight)] if other != name]:
             raise UserError(f"tuning.targets: {name} has one weight with {', '.join(others)}; leave it out")
 

@@ -459,6 +459,23 @@ def test_domain_sets_are_measures_of_their_own(tmp_path: Path) -> None:
     assert measures.spec("domain-a").binary
 
 
+def test_answers_that_look_like_dates_stay_texts(tmp_path: Path) -> None:
+    """The datasets library's reader of JSON files makes points in time of them."""
+    rows = [{"question": f"Day {n} of June?", "answer": f"2020-06-0{n}"} for n in (1, 2)]
+    chosen = [{**row, "options": ["2020-06-01", "2020-06-02"]} for row in rows]
+    for name, written in (("short", rows), ("choice", chosen)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written), encoding="utf-8")
+    settings = Evaluate(domain_sets={name: str(tmp_path / f"{name}.jsonl") for name in ("short", "choice")})
+    words = lambda text: type("Ids", (), {"input_ids": text.split()})  # noqa: E731
+    found = evaluation.answer(Stub("2020-06-02"), words, evaluation.more_tasks(settings), settings)
+    assert [(row["measure"], row["value"], row["output"]) for row in found] == [
+        ("domain-short", 0.0, "2020-06-02"),
+        ("domain-short", 1.0, "2020-06-02"),
+        ("domain-choice", 1.0, "2020-06-01"),  # the stub prefers the first option
+        ("domain-choice", 0.0, "2020-06-01"),
+    ]
+
+
 # --- metrics ----------------------------------------------------------------------------------------------------------
 
 

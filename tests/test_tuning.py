@@ -123,7 +123,7 @@ def test_a_layer_that_is_not_there_is_one_line(small_model: Path) -> None:
     ("targets", "said"),
     [
         (["q_proj", "lm_head"], "lm_head has one weight with model.embed_tokens; leave it out"),
-        (["embed_tokens"], "model.embed_tokens is no linear layer but Embedding; name linear layers, or none for all"),
+        (["embed_tokens"], "model.embed_tokens is no linear layer but Embedding; name linear ones, or none for all"),
     ],
 )
 def test_what_could_not_be_merged_is_told_before_training(targets: list[str], said: str, small_model: Path) -> None:
