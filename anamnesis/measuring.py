@@ -31,6 +31,7 @@ def measure(params: Params, name: str, base_dir: str, model_dir: str) -> tuple[l
             params.seed,
         )
     more = evaluation.more_tasks(settings)
+    suites.check(settings)
     paths = suites.paths(settings)
     digests = suites.unchanged(settings, _recorded()) if paths else {}
     evaluation.be_quiet(offline="leaderboard" not in settings.suites)

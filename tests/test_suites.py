@@ -188,6 +188,20 @@ def test_what_is_missing_is_told_before_any_work(default_params: Row, data_dir: 
     assert said(**local, tasks=["ifbench"]).startswith("evaluate.tasks: ifbench needs the package if-verifiable")
 
 
+def test_leaderboards_ifeval_needs_nltk_data_before_any_work(
+    default_params: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sentence counts would otherwise fail after the last answer: the checkers' own download is switched off."""
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    suites.check(Evaluate(suite="leaderboard", tasks=["leaderboard_gpqa"]))
+    with pytest.raises(UserError, match=r"leaderboard_ifeval needs NLTK's punkt_tab; `python -m nltk.downloader"):
+        suites.check(Evaluate(suite="leaderboard"))
+    (tmp_path / "tokenizers/punkt_tab").mkdir(parents=True)
+    suites.check(Evaluate(suite="leaderboard"))
+
+
 def test_a_file_that_changed_since_stage_suite_is_not_measured(data_dir: Path) -> None:
     settings = Evaluate(suite="local", data_dir=str(data_dir), tasks=["gsm8k", "medqa"])
     recorded = suites.digests(settings)
