@@ -31,6 +31,7 @@ repro: setup
 	  exit 2; }
 	@if [ -n "$$PRESET" ]; then scripts/preset.sh "$$PRESET"; fi
 	@python -m stages.check
+	@python scripts/mend.py
 	@start=$$(mktemp); trap 'rm -f "$$start"' EXIT; python -m dvc repro; \
 	if [ report.md -ot "$$start" ]; then cat report.md; fi; \
 	echo "The page: $(CURDIR)/report.html"

@@ -13,13 +13,16 @@ REPORT = "training.json"
 
 def master_weights(engine: Any, rank: int) -> dict[str, Any]:
     """The trained weights in fp32 on the CPU, by name; on ranks but 0 an empty dict. Every rank calls it."""
+    import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
 
-    weights = {}
+    weights, stage = {}, engine.zero_optimization_stage()
     for name, parameter in engine.module.named_parameters():
-        whole = parameter.detach() if engine.zero_optimization_stage() == 0 else safe_get_full_fp32_param(parameter)
-        if rank == 0:
-            weights[name] = whole.float().cpu().clone().contiguous()
+        frozen = not parameter.requires_grad  # the optimiser has no master of it
+        with deepspeed.zero.GatheredParameters([parameter], enabled=frozen and stage == 3):
+            whole = parameter.detach() if frozen or stage == 0 else safe_get_full_fp32_param(parameter)
+            if rank == 0:
+                weights[name] = whole.float().cpu().clone().contiguous()
     return weights
 
 

@@ -1,4 +1,4 @@
-"""What would stop stage clean, mix or evaluate, found before a model is asked, so that nothing is paid for in vain.
+"""What would stop a later stage, found before a model is asked, so that nothing is paid for in vain.
 
 In: params, and the files and packages that they name. Every stage that asks a model calls `check` first; as it changes
 no output, no stage depends on the keys it looks at. What only rows can tell (their own licences, a broken file) is left
@@ -19,12 +19,31 @@ from anamnesis.variants import Source, Variant
 
 def check(params: Params) -> None:
     """Raise `UserError` for a file, a package, a kind of personal data or a licence that will end the run later on."""
+    rows_to_train_on(params)
     suites.check(params.evaluate)
     for name, source in params.clean.evaluation_sets.items():
         evaluation_set(name, source)
     if params.clean.personal_data:
         personal_data_library(params.clean.personal_data)
     check_licences(params)
+
+
+def rows_to_train_on(params: Params) -> None:
+    """Raise `UserError` with the files of domains, and of rehearsal sources that variants name, that are not there."""
+    sources = {"domain.source": params.domain.source}
+    sources |= {f"mix.domains.{name}.source": domain.source for name, domain in params.mix.domains.items()}
+    for name in params.rehearsal_sources():
+        sources[f"rehearsal.sources.{name}"] = params.rehearsal.sources.get(name, Source()).source or ""
+    paths = {key: source.removeprefix("path:") for key, source in sources.items() if not source.startswith("hf:")}
+    missing = [
+        f"{key}: {path}"
+        for key, path in paths.items()
+        if (sources[key] != path or Path(path).suffix in (".jsonl", ".json", ".parquet")) and not Path(path).exists()
+    ]
+    if missing:
+        raise UserError(
+            f"{'; '.join(missing)}: no such file or folder; paths start at the project's root, {Path.cwd()}"
+        )
 
 
 def evaluation_set(name: str, source: str) -> Path:

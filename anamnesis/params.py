@@ -16,6 +16,7 @@ from pydantic import ValidationError, model_validator
 
 from anamnesis.errors import UserError
 from anamnesis.sections import (
+    PUBLIC_SETS,
     SLUG,
     Budget,
     Converse,
@@ -24,6 +25,7 @@ from anamnesis.sections import (
     Evaluate,
     Judge,
     Judging,
+    Label,
     Member,
     Model,
     Price,
@@ -35,7 +37,7 @@ from anamnesis.sections import (
     Train,
 )
 from anamnesis.shares import DOMAIN, REHEARSAL, needs, share
-from anamnesis.variants import BY_VOTES, PUBLIC_SETS, Clean, Mix, Rehearsal, Select, Variant
+from anamnesis.variants import BY_VOTES, Clean, Interpolation, Mix, Rehearsal, Select, Variant
 
 RUBRIC_TOKENS = 600  # of the judge's prompt around conversation and response, at most
 
@@ -60,21 +62,24 @@ class Params(Section):
     clean: Clean = Clean()
     mix: Mix
     train: Train
+    interpolations: dict[str, Interpolation] = {}
     evaluate: Evaluate
     distribution: Distribution = Distribution()
     report: Report
 
     @model_validator(mode="after")
     def _names_agree(self) -> "Params":
-        for section in ("models", "committee", "judges", "variants"):
+        for section in ("models", "committee", "judges", "variants", "interpolations"):
             for key in getattr(self, section):
                 if not SLUG.fullmatch(key):
                     raise ValueError(f"{section}.{key}: a key is lower-case letters, digits and hyphens")
         for key in self.distribution.compare:
             if key in self.rehearsal_sources():
                 raise ValueError(f"distribution.compare.{key}: a rehearsal source has the name, and is compared anyway")
-        if "base" in self.variants:
-            raise ValueError("variants.base: the name is taken by the model before training")
+        for section in ("variants", "interpolations"):
+            if "base" in getattr(self, section):
+                raise ValueError(f"{section}.base: the name is taken by the model before training")
+        self._tuned_models_agree()
         for section in ("committee", "judges"):
             for key in getattr(self, section):
                 if key not in self.models:
@@ -184,6 +189,39 @@ class Params(Section):
         if self.converse.share:
             self._conversations_fit()
         return self
+
+    def _tuned_models_agree(self) -> None:
+        """Further seeds, interpolations and labels are of variants that there are."""
+        known = ", ".join(self.variants)
+        for name in self.train.seeded:
+            if name not in self.variants:
+                raise ValueError(f"train.seeded: {name!r} is no variant; known: {known}")
+        if self.seed in self.train.seeds:
+            raise ValueError(f"train.seeds: {self.seed} is the main seed, which every variant is trained with anyway")
+        for name, interpolation in self.interpolations.items():
+            if name in self.variants:
+                raise ValueError(f"interpolations.{name}: a variant has the name")
+            if interpolation.variant not in self.variants:
+                raise ValueError(
+                    f"interpolations.{name}.variant: {interpolation.variant!r} is no variant; known: {known}"
+                )
+        for name in self.report.labels:
+            if name not in self.evaluated():
+                raise ValueError(
+                    f"report.labels.{name}: no such model in the report; known: {', '.join(self.evaluated())}"
+                )
+
+    def evaluated(self) -> list[str]:
+        """The models of the report, in its order: base, the variants, the interpolations."""
+        return ["base", *self.variants, *self.interpolations]
+
+    def reseeded(self) -> list[tuple[str, int]]:
+        """The further runs: variant and seed."""
+        return [(variant, seed) for variant in self.train.seeded for seed in self.train.seeds]
+
+    def label(self, name: str) -> Label:
+        """What report.labels says of a model, which may be nothing."""
+        return self.report.labels.get(name, Label())
 
     def rehearsal_sources(self) -> list[str]:
         """The sources that variants name, for rows or for instructions, each once."""

@@ -17,6 +17,23 @@ FOLDER_URI = re.compile(r"path:(.+)")
 PYPI_URI = re.compile(r"pypi:([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)#(.+)")  # package, version, file in the wheel
 SERVER = re.compile(r"https?://[^/\s]\S*$")
 ENVIRONMENT_NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
+PUBLIC_SETS = (  # what each is: anamnesis/public_sets.py
+    "sharegpt",
+    "evol-instruct",
+    "genqa",
+    "openhermes-1",
+    "openhermes-2-5",
+    "tulu-v2-mix",
+    "wildchat",
+    "ultrachat-200k",
+)
+PAPER_ROWS = (  # of the paper's two tables; `ours` is the three models, many responses, filtered, of the second
+    "base",
+    *PUBLIC_SETS,
+    "ours",
+    "single-model-single-response",
+    "single-model-multi-response-filtered",
+)
 
 
 def _uri(value: str | list[str]) -> str | list[str]:
@@ -61,6 +78,12 @@ def _base_url(value: str | list[str]) -> str | list[str]:
 def _licence(value: str) -> str:
     if "; " in value:  # anamnesis.records.licences_of
         raise ValueError(f"{value!r}: `; ` stands between the licences of a row; write one name, without it")
+    return value
+
+
+def _paper_row(value: str) -> str:
+    if value not in PAPER_ROWS:
+        raise ValueError(f"{value!r} is no row of the paper's tables; known: {', '.join(PAPER_ROWS)}")
     return value
 
 
@@ -250,10 +273,19 @@ class Train(Section):
     zero: Literal[0, 1, 2, 3] = 0
     processes: Positive = 1  # > 1: started with torchrun on this machine
     packing: bool = True
+    activation_checkpointing: bool = False  # recompute them in the backward pass: less memory, more time
     checkpoint_steps: Positive = 10
+    seeds: list[Annotated[int, Field(ge=0)]] = []  # further ones, beside the main seed
+    seeded: list[str] = []  # the variants that are trained again with each of them
 
     @model_validator(mode="after")
     def _splits(self) -> "Train":
+        for field, values in (("seeds", self.seeds), ("seeded", self.seeded)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"`{field}` names one twice: {', '.join(map(str, values))}")
+        if bool(self.seeds) != bool(self.seeded):
+            there, missing = ("seeds", "seeded") if self.seeds else ("seeded", "seeds")
+            raise ValueError(f"`{there}` says nothing without `{missing}`; name both, or set both to []")
         if self.global_batch % (self.micro_batch * self.processes):
             raise ValueError(
                 f"global_batch ({self.global_batch}) is not a multiple of "
@@ -344,8 +376,17 @@ class Distribution(Section):
         return self
 
 
+class Label(Section):
+    """How a model's row reads in the tables; nothing but the report depends on it."""
+
+    label: Annotated[str, Field(min_length=1)] | None = None  # None: its key
+    stands_for: Annotated[str, Field(min_length=1)] | None = None  # the paper's row that this stands in for
+    paper: Annotated[str, AfterValidator(_paper_row)] | None = None  # the paper's row that this is
+
+
 class Report(Section):
     bootstrap: Annotated[int, Field(ge=100)] = 2000  # resamples an interval
+    labels: dict[str, Label] = {}  # by variant, interpolation or base
 
 
 class Price(Section):

@@ -1,4 +1,4 @@
-"""Full fine-tuning of a chat model on conversations: our own loop around a DeepSpeed engine, ZeRO 0 to 3.
+"""Fine-tuning of a chat model on conversations: our own loop around a DeepSpeed engine, ZeRO 0 to 3.
 
 In: rows with `row_id`, `messages` and `source`, a Hugging Face directory, the `train` section of params.yaml. Out: a
 Hugging Face directory with the trained fp32 weights and `training.json`, and one CSV row an optimiser step. Every rank
@@ -15,10 +15,11 @@ import json
 import math
 import time
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from anamnesis import chat, export, packing, trainset
+from anamnesis import chat, export, packing, trainset, tuning
 from anamnesis.checkpoints import Checkpoints
 from anamnesis.errors import QUALITY, UserError
 from anamnesis.hardware import multiplies_bf16
@@ -26,8 +27,10 @@ from anamnesis.progress import Progress, say
 from anamnesis.ranks import Ranks, process_group
 from anamnesis.records import seed_of
 from anamnesis.sections import Train
+from anamnesis.variants import FULL, KL, Lora, Method
 
 COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "supervised_tokens", "tokens_per_s")
+ELSEWHERE = {"seeds", "seeded"}  # of section train: they say which runs there are, not how one of them goes
 LEAK_TOLERANCE = 0.05  # in logits; what leaks moves them by whole units, what doesn't by nothing
 
 
@@ -46,6 +49,7 @@ class Run:
     tuned_dir: Path
     curve: Path  # the CSV
     checkpoints: Path
+    tuning: Method = FULL
 
 
 def engine_config(run: Run, world: int) -> dict[str, Any]:
@@ -67,17 +71,15 @@ def engine_config(run: Run, world: int) -> dict[str, Any]:
     return config
 
 
-def make_engine(run: Run, world: int, device: str) -> Any:
-    """A DeepSpeed engine around the model, in the dtype of `precision`, with torch's fused AdamW.
+def load_model(run: Run, config: dict[str, Any], device: str) -> Any:
+    """The model in the dtype of `precision`. Under ZeRO-3 each rank holds only its part of the weights from the start.
 
-    Under ZeRO-3 each rank holds only its part of the weights from the start.
+    Raises `UserError` where the directory holds none that can be loaded.
     """
-    import deepspeed
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.integrations import HfDeepSpeedConfig
 
-    config = engine_config(run, world)
     partitioned = HfDeepSpeedConfig(config) if run.settings.zero == 3 else None  # in force while it is referenced
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -91,27 +93,62 @@ def make_engine(run: Run, world: int, device: str) -> Any:
         raise UserError(f"{run.model_dir}: can't be loaded: {' '.join(str(error).split())}") from None
     finally:
         del partitioned
-    model.to(device)
+    return model.to(device)
+
+
+def make_engine(run: Run, world: int, device: str) -> Any:
+    """A DeepSpeed engine around the model, with what `tuning` adds to it and torch's fused AdamW."""
+    import deepspeed
+
+    config = engine_config(run, world)
+    model = load_model(run, config, device)
+    if isinstance(run.tuning, Lora):
+        tuning.adapt(model, run.tuning, run.seed)
+        model.to(device)
+    if run.settings.activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     matrices: list[Any] = []
     others: list[Any] = []  # norms and biases, which are not decayed
     for parameter in model.parameters():
-        (matrices if len(getattr(parameter, "ds_shape", parameter.shape)) > 1 else others).append(parameter)
+        if parameter.requires_grad:
+            (matrices if len(getattr(parameter, "ds_shape", parameter.shape)) > 1 else others).append(parameter)
     groups = [
         {"params": matrices, "weight_decay": run.settings.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, fused=True)
+    optimizer = tuning.optimizer([group for group in groups if group["params"]], run.tuning)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints memory figures
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     engine.train()
     return engine
 
 
-def summed_loss(model: Any, batch: packing.Rows, device: str) -> Any:
-    """The sum of -log p(label) over a micro-batch, a scalar; 0, with a gradient, where no position has a label.
+def make_reference(run: Run, world: int, device: str) -> Any:
+    """The base model again, to be held on to under `tuning: kl`, divided among ranks as the tuned one is; else None."""
+    import deepspeed
 
-    The model computes logits for positions with a label in some row only: the projection to the vocabulary is the
-    largest matrix of a small model, and prompts are a good part of the tokens.
+    if not isinstance(run.tuning, KL):
+        return None
+    config = engine_config(run, world)
+    model = load_model(run, config, device).eval().requires_grad_(False)
+    if run.settings.zero < 3:
+        return model
+    with contextlib.redirect_stdout(io.StringIO()):
+        engine, *_ = deepspeed.initialize(model=model, config=config)
+    engine.eval()
+    return engine
+
+
+def summed_loss(model: Any, batch: packing.Rows, device: str) -> Any:
+    """The sum of -log p(label) over a micro-batch, a scalar; 0, with a gradient, where no position has a label."""
+    return summed_losses(model, batch, device)[0]
+
+
+def summed_losses(model: Any, batch: packing.Rows, device: str, reference: Any = None) -> tuple[Any, Any]:
+    """The sums of -log p(label), and of KL(reference || model) there, over a micro-batch: two scalars.
+
+    The second is None without a reference. The models compute logits for positions with a label in some row only: the
+    projection to the vocabulary is the largest matrix of a small model, and prompts are a good part of the tokens.
     """
     import torch
 
@@ -124,13 +161,20 @@ def summed_loss(model: Any, batch: packing.Rows, device: str) -> Any:
         "position_ids": torch.tensor(batch.position_ids, device=device),
         "use_cache": False,  # with a cache, as with an attention_mask, transformers builds no block-diagonal mask
     }
-    if "logits_to_keep" in inspect.signature(getattr(model, "module", model).forward).parameters:
-        logits = model(**inputs, logits_to_keep=wanted).logits
-    else:
-        logits = model(**inputs).logits[:, wanted]
-    return torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), labels[:, wanted].flatten(), ignore_index=packing.IGNORE, reduction="sum"
-    )
+
+    def logits_of(asked: Any) -> Any:
+        if "logits_to_keep" in inspect.signature(getattr(asked, "module", asked).forward).parameters:
+            return asked(**inputs, logits_to_keep=wanted).logits.float().flatten(0, 1)
+        return asked(**inputs).logits[:, wanted].float().flatten(0, 1)
+
+    logits, targets = logits_of(model), labels[:, wanted].flatten()
+    loss = torch.nn.functional.cross_entropy(logits, targets, ignore_index=packing.IGNORE, reduction="sum")
+    if reference is None:
+        return loss, None
+    with torch.no_grad():
+        held = logits_of(reference)
+    there = targets != packing.IGNORE
+    return loss, tuning.divergence(held[there], logits[there])
 
 
 def leak(model: Any, device: str) -> float:
@@ -158,11 +202,14 @@ def fingerprint(run: Run, ranks: Ranks) -> str:
     import torch
     import transformers
 
-    settings = run.settings.model_dump(exclude={"checkpoint_steps"})
+    settings = run.settings.model_dump(exclude={"checkpoint_steps", *ELSEWHERE})
     versions = [deepspeed.__version__, torch.__version__, transformers.__version__]
+    method = run.tuning.model_dump()
+    if isinstance(run.tuning, Lora):
+        versions.append(metadata.version("peft"))
     device = "cpu" if ranks.device == "cpu" else "gpu"
     state = hashlib.sha256()
-    for part in (settings, run.seed, run.identity, run.deepspeed, versions, ranks.world, device, run.rows):
+    for part in (settings, method, run.seed, run.identity, run.deepspeed, versions, ranks.world, device, run.rows):
         state.update(json.dumps(part, sort_keys=True).encode())
     return state.hexdigest()
 
@@ -201,13 +248,20 @@ class Curve:
 
 
 def optimiser_step(
-    engine: Any, run: Run, ranks: Ranks, batch: list[list[chat.Encoded]], step: int, steps: int, pad_id: int
+    engine: Any,
+    run: Run,
+    ranks: Ranks,
+    batch: list[list[chat.Encoded]],
+    step: int,
+    steps: int,
+    pad_id: int,
+    reference: Any = None,
 ) -> dict[str, Any]:
     """One step on a global batch of sequences; its row of the CSV. Every rank calls it with the same batch.
 
-    The loss is the mean over the supervised tokens of the whole global batch. Each micro-batch gives its sum divided by
-    their number; DeepSpeed adds micro-batches up and averages over ranks, hence the factor `world`. No other
-    split of the batch, and no batch that isn't full, gives another loss.
+    The loss is the mean over the supervised tokens of the whole global batch, without what `tuning` adds to it. Each
+    micro-batch gives its sum divided by their number; DeepSpeed adds micro-batches up and averages over ranks, hence
+    the factor `world`. No other split of the batch, and no batch that isn't full, gives another loss.
     Raises `UserError` (exit code 5) where the loss or the gradient is not finite.
     """
     import torch
@@ -224,8 +278,9 @@ def optimiser_step(
     for number, shares in enumerate(rounds):
         engine.set_gradient_accumulation_boundary(number == len(rounds) - 1)
         micro_batch = packing.lay_out([batch[index] for index in shares[ranks.rank]], pad_id)
-        loss = summed_loss(engine, micro_batch, ranks.device)
-        engine.backward(loss * (ranks.world / supervised), scale_wrt_gas=False)
+        loss, divergence = summed_losses(engine, micro_batch, ranks.device, reference)
+        whole = loss if divergence is None else loss + run.tuning.strength * divergence  # type: ignore[union-attr]
+        engine.backward(whole * (ranks.world / supervised), scale_wrt_gas=False)
         total += loss.detach()
     norm = None
     if engine.zero_optimization_stage() == 0:  # DeepSpeed clips there too but doesn't say by how much
@@ -258,7 +313,8 @@ def summary(run: Run, audit: dict[str, Any], curve: list[dict[str, Any]]) -> dic
         "variant": run.variant,
         "base": run.identity,
         "seed": run.seed,
-        "settings": run.settings.model_dump(),
+        "settings": run.settings.model_dump(exclude=ELSEWHERE),
+        "tuning": run.tuning.model_dump(),
         "steps": len(curve),
         "tokens": audit["tokens"] * run.settings.epochs,
         "supervised_tokens": sum(row["supervised_tokens"] for row in curve),
@@ -295,6 +351,7 @@ def train(run: Run) -> None:
             if settings.precision == "bf16" and ranks.device == "cpu" and not multiplies_bf16():
                 say("train: this CPU has no bf16 instructions: train.precision: fp32 is several times faster here")
         engine = make_engine(run, ranks.world, ranks.device)
+        reference = make_reference(run, ranks.world, ranks.device)
         if settings.packing and (moved := leak(engine.module, ranks.device)) > LEAK_TOLERANCE:
             raise UserError(
                 f"{run.model_dir}: packed examples see each other in this model's attention (logits move by "
@@ -308,7 +365,7 @@ def train(run: Run) -> None:
             bar.done = len(curve.rows)
             for step in range(len(curve.rows), len(batches)):
                 batch = [[examples[index] for index in sequences[sequence]] for sequence in batches[step]]
-                row = optimiser_step(engine, run, ranks, batch, step, len(batches), pad_id)
+                row = optimiser_step(engine, run, ranks, batch, step, len(batches), pad_id, reference)
                 curve.add(row)
                 if ranks.rank == 0:
                     bar.advance(1, f"loss {row['loss']:.4f}, {row['tokens_per_s']:.0f} tokens/s")
@@ -316,6 +373,9 @@ def train(run: Run) -> None:
                     checkpoints.save(engine, curve.rows)
         weights = export.master_weights(engine, ranks.rank)
         if ranks.rank == 0:
+            if isinstance(run.tuning, Lora):
+                weights = tuning.merged(weights, run.tuning)
+                tuning.remove_adapters(engine.module)
             report = summary(run, audit, curve.rows)
             measured = export.write(engine.module, weights, tokenizer, run.model_dir, run.tuned_dir, report)
             say(f"train: {run.tuned_dir}: max|w - w0| {measured['max_abs_change']:.3g}")

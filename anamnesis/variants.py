@@ -1,27 +1,18 @@
 """The typed sections of params.yaml that say which rows a variant is trained on.
 
-Where rehearsal rows come from, how responses are picked, what is cleaned out and what is mixed with the domain.
+Where rehearsal rows come from, how responses are picked, what is cleaned out, what is mixed with the domain, and how
+the weights are tuned on it.
 """
 
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from anamnesis.sections import FOLDER_URI, SLUG, Fraction, Licence, Positive, Section
 from anamnesis.shares import DOMAIN
 
 HUB_DATA = re.compile(r"hf:([\w.-]+(?:/[\w.-]+)?)@([\w./-]+)")  # repository, revision (refs/convert/parquet is one)
-PUBLIC_SETS = (  # what each is: anamnesis/public_sets.py
-    "sharegpt",
-    "evol-instruct",
-    "genqa",
-    "openhermes-1",
-    "openhermes-2-5",
-    "tulu-v2-mix",
-    "wildchat",
-    "ultrachat-200k",
-)
 BY_VOTES = ("mean", "median", "leave-own-judge-out")  # rules with a value; the others look at no vote
 LANGUAGES = (  # py3langid's, which takes a second to say so: tests/test_foresight.py holds them against it
     "ace af am an ar ary arz as az ba bcl be bg bn br bs ca crh cs cy da de dz el en eo es et eu ext fa fi fo fr "
@@ -80,8 +71,53 @@ class Select(Section):
     tie: Tie = 0.0
 
 
+class Full(Section):
+    """All weights, nothing that holds them back: the paper's."""
+
+    method: Literal["full"] = "full"
+
+
+class Lora(Section):
+    """Low-rank adapters beside frozen weights (Hu et al. 2021), added to them in the export."""
+
+    method: Literal["lora"] = "lora"
+    rank: Positive = 16
+    alpha: Positive = 32  # the adapters' product is scaled by alpha / rank
+    targets: Annotated[list[str], Field(min_length=1)] | None = None  # names of linear layers; None: all but the head
+    learning_rate: Annotated[float, Field(gt=0)] | None = None  # None: train.learning_rate; adapters take more
+
+
+class L2SP(Section):
+    """All weights, each pulled towards its start by strength / 2 · (w - w0)² (Li et al. 2018)."""
+
+    method: Literal["l2-sp"] = "l2-sp"
+    strength: Annotated[float, Field(gt=0)] = 0.01
+
+
+class KL(Section):
+    """All weights, with strength · KL(base || tuned) a trained-on token in the loss (after Li & Hoiem 2016)."""
+
+    method: Literal["kl"] = "kl"
+    strength: Annotated[float, Field(gt=0)] = 1.0
+
+
+Method = Full | Lora | L2SP | KL
+FULL = Full()
+Tuning = Annotated[
+    Annotated[Method, Field(discriminator="method")],
+    BeforeValidator(lambda value: {"method": value} if isinstance(value, str) else value),
+]
+
+
+class Interpolation(Section):
+    """A model between base and a variant, without training: (1 - alpha) · base + alpha · tuned."""
+
+    variant: str
+    alpha: Fraction
+
+
 class Variant(Section):
-    """One fine-tuning run: where its rehearsal rows come from and how they are picked."""
+    """One fine-tuning run: where its rehearsal rows come from, how they are picked, and what is trained."""
 
     rehearsal: str  # reconstructed, none, or a source whose rows are taken as they are
     instructions: str = "probed"  # or a source whose first user turns the committee answers
@@ -93,6 +129,7 @@ class Variant(Section):
     min_score: Score | None = None
     min_margin: Score | None = None
     tie: Tie | None = None
+    tuning: Tuning = FULL
 
     @model_validator(mode="after")
     def _is_complete(self) -> "Variant":

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Copy a preset over params.yaml, unless edits there would be lost.
+# Copy a preset over params.yaml, unless edits there would be lost. Where it is there already, nothing is done: after a kill
+# the same `make repro PRESET=…` goes on.
 #
 #   scripts/preset.sh presets/<name>.yaml        FORCE=1 copies in any case
 set -euo pipefail
@@ -29,5 +30,6 @@ fi
 if [ "${FORCE:-}" != 1 ] && ! is_kept_elsewhere; then
   fail "params.yaml has edits that are not committed and would be lost; commit them, or add FORCE=1"
 fi
-cp -- "$preset" params.yaml
+cp -- "$preset" params.yaml.partial # and then in one move: a killed run leaves the old file or the new one, whole
+mv -f -- params.yaml.partial params.yaml
 printf 'preset: copied %s over params.yaml\n' "$preset"

@@ -1,9 +1,10 @@
-"""Evaluate: measure the target before training (`base`) or one variant after it, on the same items.
+"""Evaluate: measure the target before training (`base`) or one model made of it, on the same items.
 
-In: models/pretrained/<target>, models/tuned/<variant>, data/domain/test.parquet, data/heldout.parquet; for suite local
-and for domain sets the files that data/suite.json names.
-Out: metrics/eval/<variant>.json (flat), data/samples/<variant>.parquet (one row an item).
-Run: python -m stages.evaluate <base|variant>
+In: models/pretrained/<target>, models/tuned/<variant>, models/interpolated/<name> or models/reseeded/<variant>-<seed>;
+data/domain/test.parquet, data/heldout.parquet; for suite local and for domain sets the files of data/suite.json.
+Out: metrics/eval/<name>.json (flat), data/samples/<name>.parquet (one row an item); of a further seed
+metrics/reseeded/<variant>-<seed>.json, data/reseeded/<variant>-<seed>.parquet.
+Run: python -m stages.evaluate <base|variant|interpolation>, or <variant> <seed>
 """
 
 import sys
@@ -11,19 +12,40 @@ import sys
 from anamnesis import evaluation, measuring, records
 from anamnesis import params as settings
 from anamnesis.errors import UserError, run
+from anamnesis.params import Params
+
+
+def chosen(params: Params, arguments: list[str]) -> tuple[str, str, str, str]:
+    """What the command line names: a word for it, its weights, and where its samples and its metrics go.
+
+    Raises `UserError` for what params don't have.
+    """
+    match arguments:
+        case [name] if name in params.evaluated():
+            weights = f"models/tuned/{name}"
+            if name == "base":
+                weights = f"models/pretrained/{params.target}"
+            elif name in params.interpolations:
+                weights = f"models/interpolated/{name}"
+            return name, weights, f"data/samples/{name}.parquet", f"metrics/eval/{name}.json"
+        case [variant, seed] if (variant, seed) in [(name, str(number)) for name, number in params.reseeded()]:
+            weights, samples = f"models/reseeded/{variant}-{seed}", f"data/reseeded/{variant}-{seed}.parquet"
+            return f"{variant}-{seed}", weights, samples, f"metrics/reseeded/{variant}-{seed}.json"
+    further = ", ".join(f"{name} {seed}" for name, seed in params.reseeded())
+    raise UserError(
+        f"usage: python -m stages.evaluate <name> [seed]; names: {', '.join(params.evaluated())}"
+        + (f"; with further seeds: {further}" if further else "")
+    )
 
 
 def main() -> None:
     """Measure the model named on the command line and write its metrics and samples."""
     params = settings.load()
-    if len(sys.argv) != 2 or sys.argv[1] not in ("base", *params.variants):
-        raise UserError(f"usage: python -m stages.evaluate base|<variant>; variants: {', '.join(params.variants)}")
-    variant = sys.argv[1]
+    name, weights, samples_path, metrics_path = chosen(params, sys.argv[1:])
     base_dir = f"models/pretrained/{params.target}"
-    model_dir = base_dir if variant == "base" else f"models/tuned/{variant}"
-    samples, provenance = measuring.measure(params, variant, base_dir, model_dir)
-    records.write(f"data/samples/{variant}.parquet", samples, records.SAMPLES, ["measure", "item_id"])
-    records.write_metrics(f"metrics/eval/{variant}.json", {**evaluation.summary(samples), **provenance})
+    samples, provenance = measuring.measure(params, name, base_dir, weights)
+    records.write(samples_path, samples, records.SAMPLES, ["measure", "item_id"])
+    records.write_metrics(metrics_path, {**evaluation.summary(samples), **provenance})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Train: fine-tune the target on one variant's training set.
+"""Train: fine-tune the target on one variant's training set, with the main seed or a further one.
 
 In: data/mixed/<variant>.parquet, models/pretrained/<target>, conf/deepspeed/zero<n>.json.
-Out: models/tuned/<variant>/ (weights, tokenizer, training.json), metrics/train/<variant>.csv.
-Besides: checkpoints/<variant>/ while it runs; a run that was killed goes on from there.
-Run: python -m stages.train <variant>
+Out: models/tuned/<variant>/ (weights, tokenizer, training.json), metrics/train/<variant>.csv; with a further seed
+models/reseeded/<variant>-<seed>/, metrics/reseeded/train/<variant>-<seed>.csv.
+Besides: checkpoints/<variant>/ (checkpoints/<variant>@<seed>/) while it runs; a killed run goes on from there.
+Run: python -m stages.train <variant> [seed]
 More processes: train.processes starts them here; or, over several machines, torchrun … -m stages.train <variant>
 """
 
@@ -15,34 +16,57 @@ from pathlib import Path
 from anamnesis import cards, ranks, records, training
 from anamnesis import params as settings
 from anamnesis.errors import UserError, run
+from anamnesis.params import Params
+from anamnesis.variants import Lora
+
+
+def chosen(params: Params, arguments: list[str]) -> tuple[str, int | None]:
+    """The variant and the further seed, if any, of the command line. Raises `UserError` for what params don't have."""
+    match arguments:
+        case [variant] if variant in params.variants:
+            return variant, None
+        case [variant, seed] if (variant, seed) in [(name, str(number)) for name, number in params.reseeded()]:
+            return variant, int(seed)
+    further = ", ".join(f"{name} {seed}" for name, seed in params.reseeded())
+    raise UserError(
+        f"python -m stages.train <variant> [seed]; variants: {', '.join(params.variants)}"
+        + (f"; with further seeds: {further}" if further else "")
+    )
 
 
 def main() -> None:
     params = settings.load()
-    if len(sys.argv) != 2 or sys.argv[1] not in params.variants:
-        raise UserError(f"python -m stages.train <variant>; variants: {', '.join(params.variants)}")
-    variant, train = sys.argv[1], params.train
+    variant, seed = chosen(params, sys.argv[1:])
+    tuning = params.variants[variant].tuning
+    train = params.train
+    if isinstance(tuning, Lora) and tuning.learning_rate:
+        train = train.model_copy(update={"learning_rate": tuning.learning_rate})
     rows = records.read(f"data/mixed/{variant}.parquet", records.MIXED)
     model_dir = Path("models/pretrained") / params.target
     card = cards.load_card(model_dir)
     ranks.choose_accelerator()
     if train.processes > 1 and not ranks.in_launched_process():
-        ranks.launch(train.processes, ["-m", "stages.train", variant])
+        ranks.launch(train.processes, ["-m", "stages.train", *sys.argv[1:]])
         return
     conf = Path("conf/deepspeed") / f"zero{train.zero}.json"
+    tuned, curve = Path(f"models/tuned/{variant}"), Path(f"metrics/train/{variant}.csv")
+    if seed is not None:
+        tuned, curve = Path(f"models/reseeded/{variant}-{seed}"), Path(f"metrics/reseeded/train/{variant}-{seed}.csv")
     training.train(
         training.Run(
             variant=variant,
             settings=train,
-            seed=params.seed,
+            tuning=tuning,
+            seed=params.seed if seed is None else seed,
             rows=rows,
             model_dir=model_dir,
             identity=str(card.weights),
             trust_remote_code=card.trust_remote_code,
             deepspeed=json.loads(conf.read_text(encoding="utf-8")),
-            tuned_dir=Path("models/tuned") / variant,
-            curve=Path("metrics/train") / f"{variant}.csv",
-            checkpoints=Path(os.environ.get("ANAMNESIS_CHECKPOINTS", "checkpoints")) / variant,
+            tuned_dir=tuned,
+            curve=curve,
+            checkpoints=Path(os.environ.get("ANAMNESIS_CHECKPOINTS", "checkpoints"))
+            / (variant if seed is None else f"{variant}@{seed}"),
         )
     )
 

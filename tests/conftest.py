@@ -1,5 +1,6 @@
 """Fixtures: the real SmolLM2-135M-Instruct as a Hugging Face directory, made once a session from its package."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -25,6 +26,30 @@ def smollm2_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("models") / "smollm2"
     materialise("smollm2", settings.load(ROOT / "params.yaml").models["smollm2"], target)
     return target
+
+
+@pytest.fixture(scope="session")
+def small_model(smollm2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of two layers with SmolLM2's tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("small") / "smollm2"
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(
+        smollm2_dir,
+        num_hidden_layers=2,
+        hidden_size=32,
+        intermediate_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(smollm2_dir).save_pretrained(folder)
+    card = {"name": "smollm2", "kind": "local", "identity": "small", "weights": "small"}
+    (folder / "model.json").write_text(json.dumps(card), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(scope="session")

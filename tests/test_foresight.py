@@ -43,6 +43,29 @@ def test_no_stage_that_asks_a_model_comes_that_far(
     assert raised.value.code == BAD_INPUT
 
 
+def test_every_missing_file_of_rows_is_named_at_once(
+    default_params: dict[str, Any], project: Callable[..., Path]
+) -> None:
+    default_params["domain"]["source"] = "data/own/mine.jsonl"
+    default_params["mix"]["domains"] = {"old": {"source": "hf:a/b@main", "fraction": 0.0}}
+    default_params["rehearsal"]["sources"] = {
+        name: {"source": f"path:data/own/{name}.jsonl"} for name in ("here", "gone", "unused")
+    }
+    default_params["variants"] |= {"one": {"rehearsal": "here"}, "two": {"rehearsal": "gone"}}
+    folder = project(default_params)
+    (folder / "data/own").mkdir(parents=True)
+    (folder / "data/own/here.jsonl").write_text("{}\n", encoding="utf-8")
+    with contextlib.chdir(folder):
+        with pytest.raises(UserError) as raised:
+            foresight.check(Params.model_validate(default_params))
+        assert str(raised.value).startswith(
+            "domain.source: data/own/mine.jsonl; rehearsal.sources.gone: data/own/gone.jsonl: no such file or folder; "
+        )
+        for name in ("mine", "gone"):
+            (folder / f"data/own/{name}.jsonl").write_text("{}\n", encoding="utf-8")
+        foresight.check(Params.model_validate(default_params))
+
+
 def test_every_stage_with_a_client_looks_ahead() -> None:
     for file in (ROOT / "stages").glob("*.py"):
         text = file.read_text(encoding="utf-8")
@@ -103,7 +126,7 @@ def test_a_forbidden_licence_of_a_public_set(default_params: dict[str, Any]) -> 
     for pattern in ("unknown", "CC-BY-NC-4.0"):
         assert "genqa (unknown; CC-BY-NC-4.0) in variants.asked" in forbidding(default_params, pattern, asked=asked)
     assert forbidding(default_params, "Apache-2.0", asked=asked) == ""  # the target wrote nothing in it
-    default_params["rehearsal"]["sources"] = {"genqa": {"licence": "CC-BY-4.0"}, "own": {"source": "path:a.jsonl"}}
+    default_params["rehearsal"]["sources"] = {"genqa": {"licence": "CC-BY-4.0"}, "own": {"source": "path:tests"}}
     assert forbidding(default_params, "unknown", "CC-BY-NC*", asked=asked) == ""
     assert forbidding(default_params, "unknown", own={"rehearsal": "own"}) == ""  # its rows may name their own
 

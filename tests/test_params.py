@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
+from anamnesis import foresight
 from anamnesis import params as settings
 from anamnesis.errors import UserError
+from anamnesis.sections import PAPER_ROWS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -239,22 +241,113 @@ def test_every_stage_stops_at_once_with_code_2(stage: str, default_params: dict[
 
 
 def test_presets_have_the_keys_of_params() -> None:
-    def keys(node: Any, path: str = "") -> set[str]:
-        if not isinstance(node, dict):
-            return {path}
-        return set().union(*(keys(value, f"{path}.{key}") for key, value in node.items())) if node else {path}
+    free = (  # a preset has its own keys below these
+        "models committee judges variants interpolations prices rehearsal.sources report.labels evaluate.domain_sets"
+    ).split()
 
-    free = ("models", "committee", "judges", "variants")  # a preset has its own of these
-    fixed = set(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")))
+    def keys(node: Any, path: str) -> set[str]:
+        if not isinstance(node, dict) or path in free:
+            return {path}
+        return (
+            set().union(*(keys(value, f"{path}.{key}".lstrip(".")) for key, value in node.items())) if node else {path}
+        )
+
     presets = sorted((ROOT / "presets").glob("*.yaml"))
     assert presets
     default = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     for preset in presets:
-        settings.load(preset)
-        loaded = yaml.safe_load(preset.read_text(encoding="utf-8"))
-        assert set(loaded) == fixed, preset.name
-        for section in fixed - set(free):
-            assert keys(loaded[section]) == keys(default[section]), f"{preset.name}: {section}"
+        foresight.check_licences(settings.load(preset))
+        assert keys(yaml.safe_load(preset.read_text(encoding="utf-8")), "") == keys(default, ""), preset.name
+
+
+ROWS = {  # of the two tables, and what a reader asks next, by what a preset must have for them
+    "paper": (18, set(PAPER_ROWS)),
+    "laptop-gpu": (15, set()),
+    "ablations-cpu": (13, set()),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_preset_has_every_row(name: str) -> None:
+    params = settings.load(ROOT / f"presets/{name}.yaml")
+    count, rows = ROWS[name]
+    assert len(params.variants) == count
+    assert {params.label(model).paper for model in params.evaluated()} - {None} == rows
+    assert all(params.label(model).label for model in params.evaluated())
+    kinds = [(variant.rehearsal, variant.rule, variant.borrowed is not None) for variant in params.variants.values()]
+    for wanted in ("mean", "random", "first", "leave-own-judge-out"):
+        assert ("reconstructed", wanted, False) in kinds
+    assert ("none", "mean", False) in kinds
+    assert ("reconstructed", "mean", True) in kinds
+    assert len([one for one in kinds if one[0] not in ("none", "reconstructed")]) >= 3
+    assert len(params.interpolations) == 3
+    methods = {variant.tuning.method for variant in params.variants.values()}
+    assert methods == ({"lora"} if name == "laptop-gpu" else {"full", "lora", "l2-sp", "kl"})
+
+
+def test_the_paper_s_scale() -> None:
+    params = settings.load(ROOT / "presets/paper.yaml")
+    train = params.train
+    assert (train.learning_rate, train.global_batch, train.sequence_length, train.epochs) == (1e-6, 64, 4096, 1)
+    assert (train.processes, train.zero, train.precision, train.activation_checkpointing) == (8, 3, "bf16", True)
+    assert (params.probe.instructions, params.mix.domain_fraction) == (100_000, 0.17)
+    assert (params.evaluate.suites, params.evaluate.backend) == (["leaderboard"], "vllm")
+    ours = params.variants["ours"]
+    assert (len(ours.members), len(ours.judges), ours.samples, ours.rule) == (3, 3, 3, "mean")
+
+
+# --- further seeds, interpolations, labels ---
+
+MISTAKES = [
+    ({"train": {"seeds": [1]}}, "train: `seeds` says nothing without `seeded`"),
+    ({"train": {"seeded": ["committee"]}}, "train: `seeded` says nothing without `seeds`"),
+    ({"train": {"seeds": [1, 1], "seeded": ["committee"]}}, "train: `seeds` names one twice: 1, 1"),
+    ({"train": {"seeds": [-1], "seeded": ["committee"]}}, "train.seeds.0: Input should be greater than or equal to 0"),
+    ({"train": {"seeds": [17], "seeded": ["committee"]}}, "train.seeds: 17 is the main seed"),
+    ({"train": {"seeds": [1], "seeded": ["comittee"]}}, "train.seeded: 'comittee' is no variant; known: "),
+    ({"interpolations": {"base": {"variant": "committee", "alpha": 0.5}}}, "interpolations.base: the name is taken"),
+    ({"interpolations": {"Half": {"variant": "committee", "alpha": 0.5}}}, "interpolations.Half: a key is lower-case"),
+    (
+        {"interpolations": {"committee": {"variant": "committee", "alpha": 0.5}}},
+        "interpolations.committee: a variant has the name",
+    ),
+    ({"interpolations": {"half": {"variant": "x", "alpha": 0.5}}}, "interpolations.half.variant: 'x' is no variant"),
+    ({"interpolations": {"half": {"variant": "committee", "alpha": 1.5}}}, "interpolations.half.alpha: "),
+    ({"report": {"labels": {"x": {"label": "X"}}}}, "report.labels.x: no such model in the report; known: base, "),
+    ({"report": {"labels": {"committee": {"paper": "mine"}}}}, "'mine' is no row of the paper's tables; known: base, "),
+    ({"variants": {"committee": {"tuning": "qlora"}}}, "variants.committee.tuning: "),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), MISTAKES)
+def test_mistakes_in_what_is_trained_and_shown(
+    change: dict[str, Any], words: str, default_params: dict[str, Any], tmp_path: Path
+) -> None:
+    def merge(into: dict[str, Any], what: dict[str, Any]) -> None:
+        for key, value in what.items():
+            if isinstance(value, dict) and isinstance(into.get(key), dict):
+                merge(into[key], value)
+            else:
+                into[key] = value
+
+    merge(default_params, change)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(default_params), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        settings.load(tmp_path / "params.yaml")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_models_of_the_report_and_further_runs(default_params: dict[str, Any], tmp_path: Path) -> None:
+    default_params["train"] |= {"seeds": [3, 5], "seeded": ["committee", "domain-only"]}
+    default_params["interpolations"] = {"half": {"variant": "domain-only", "alpha": 0.5}}
+    default_params["report"]["labels"] = {"half": {"label": "half of the way"}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(default_params, sort_keys=False), encoding="utf-8")
+    params = settings.load(tmp_path / "params.yaml")
+    assert params.evaluated() == ["base", "domain-only", "single-single", "committee", "half"]
+    assert params.reseeded() == [("committee", 3), ("committee", 5), ("domain-only", 3), ("domain-only", 5)]
+    assert params.label("half").label == "half of the way"
+    assert params.label("base").label is None
 
 
 def test_every_key_is_documented(default_params: dict[str, Any]) -> None:

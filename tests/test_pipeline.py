@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
+from anamnesis.sections import Train
+
 ROOT = Path(__file__).resolve().parent.parent
-STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+RAW: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+STAGES: dict[str, Any] = {name: entry.get("do", entry) for name, entry in RAW.items()}
 
 
 def _module_file(module: str) -> Path | None:
@@ -42,10 +45,16 @@ def _closure(file: Path) -> set[Path]:
     return seen
 
 
+def _script(stage: str) -> Path:
+    """What a stage runs: several run the same script."""
+    found = re.match(r"python -m stages\.(\w+)", STAGES[stage]["cmd"])
+    assert found, stage
+    return ROOT / "stages" / f"{found[1]}.py"
+
+
 def _code_of(stage: str) -> set[str]:
     """Code that a stage runs: its script, what that imports, and the files its modules read beside them."""
-    script = ROOT / "stages" / f"{stage.removesuffix('-base')}.py"
-    files = _closure(script)
+    files = _closure(_script(stage))
     text = "".join(file.read_text(encoding="utf-8") for file in files)
     named = re.findall(r"[\"'](stages/sql/[\w./]+|conf/[\w./]+|prompts/[\w./]+)[\"']", text)
     beside = {name for name in named if (ROOT / name).is_file()}
@@ -65,11 +74,11 @@ def test_code_dependencies_are_the_imports(stage: str) -> None:
     assert declared - folders == needed - covered, f"python -m tests.test_pipeline prints the list for {stage}"
 
 
+EVALUATES = ["evaluate-base", "evaluate", "evaluate-seed", "evaluate-interpolation"]
 FOLDERS = {
     "clean": {"anamnesis/shipped"},
-    "train": {"conf/deepspeed"},
-    "evaluate-base": {"anamnesis/shipped", "anamnesis/tasks"},
-    "evaluate": {"anamnesis/shipped", "anamnesis/tasks"},
+    **{stage: {"conf/deepspeed"} for stage in ("train", "train-seed")},
+    **{stage: {"anamnesis/shipped", "anamnesis/tasks"} for stage in EVALUATES},
     "report": {"anamnesis/templates"},
 }
 
@@ -86,6 +95,8 @@ METHODS = {
     "requests": set(),
     "load": set(),
     "rehearsal_sources": {"variants"},
+    "evaluated": {"variants", "interpolations"},
+    "reseeded": {"train"},
 }
 IN_DATA = {  # what a stage reads of these sections is in the files it depends on
     "respond": {"committee", "models"},
@@ -95,9 +106,9 @@ IN_DATA = {  # what a stage reads of these sections is in the files it depends o
     "select": {"models"},
     "agree": {"committee", "models"},
     "mix": {"domain", "probe"},  # for the advice in an error only
-    "train": {"models", "variants"},
-    "evaluate": {"models", "variants"},
-    "evaluate-base": {"models", "variants"},
+    "train": {"models"},
+    "train-seed": {"models", "seed"},  # the stage's own seed is in its command
+    **{stage: {"models", "variants", "interpolations", "train"} for stage in EVALUATES},  # names: in the command
     "models": {"models"},
     "distribution": {"models"},
 }
@@ -105,7 +116,7 @@ IN_DATA = {  # what a stage reads of these sections is in the files it depends o
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_params_that_the_script_reads_are_declared(stage: str) -> None:
-    script = (ROOT / "stages" / f"{stage.removesuffix('-base')}.py").read_text(encoding="utf-8")
+    script = _script(stage).read_text(encoding="utf-8")
     read: set[str] = set()
     for name in re.findall(r"\bparams\.(?!yaml)(\w+)", script):
         read |= METHODS.get(name, {name})
@@ -123,9 +134,27 @@ def test_rules_that_dvc_imposes(stage: str) -> None:
         options = next(iter(output.values())) if isinstance(output, dict) else {}
         assert "cache" not in options, "cache: false on an out turns the run cache off"
         assert "persist" not in options
-    for axis in entry.get("matrix", {}).values():
-        assert isinstance(axis, str), "matrix over a mapping in params, not over a list"
+    for axis in [*entry.get("matrix", {}).values(), RAW[stage].get("foreach", "")]:
+        assert isinstance(axis, str), "matrix over a mapping in params, or a list of plain values"
     assert entry.get("desc")
+
+
+def test_a_further_seed_reruns_no_training() -> None:
+    """Stage train depends on the keys of its section one by one, but those that say which runs there are."""
+    keys = {f"train.{key}" for key in Train.model_fields} - {"train.seeds", "train.seeded"}
+    for stage in ("train", "train-seed"):
+        assert {key for key in STAGES[stage]["params"] if key.startswith("train")} == keys
+    assert set(STAGES["train"]["params"]) - set(STAGES["train-seed"]["params"]) == {"seed"}
+
+
+def test_labels_rerun_the_report_alone() -> None:
+    dependent = {name for name, entry in STAGES.items() if {"report", "report.labels"} & set(entry["params"])}
+    assert dependent == {"report"}
+
+
+def test_stages_of_one_script_depend_on_the_same_code() -> None:
+    for stages in (EVALUATES, ["train", "train-seed"]):
+        assert len({tuple(sorted(filter(_is_code, STAGES[stage]["deps"]))) for stage in stages}) == 1
 
 
 def test_the_library_never_imports_stages() -> None:
@@ -164,11 +193,11 @@ def test_heavy_packages_are_imported_where_they_are_used() -> None:
 def test_paths_in_a_stage_are_those_in_dvc_yaml() -> None:
     """Every data path that a stage's script names is declared for it."""
     for stage in STAGES:
-        same = [entry for name, entry in STAGES.items() if name.removesuffix("-base") == stage.removesuffix("-base")]
+        same = [entry for name, entry in STAGES.items() if _script(name) == _script(stage)]
         kinds = ("deps", "outs", "metrics", "plots")
         declared = str([path for entry in same for kind in kinds for path in entry.get(kind, [])])
         declared = re.sub(r"\$\{[^}]*\}", "{}", declared)
-        text = (ROOT / "stages" / f"{stage.removesuffix('-base')}.py").read_text(encoding="utf-8")
+        text = _script(stage).read_text(encoding="utf-8")
         body = text.split('"""', 2)[2]
         for path in re.findall(r"[\"']((?:data|models|metrics)/[\w./{}\[\]()-]+)[\"']", body):
             bare = re.sub(r"\{[^}]*\}", "{}", path)

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = ("cpu", "gpu")
-TOOLS = "bash cat cut dirname env git cmp cp mkdir rm sha256sum sleep tail uname grep kill".split()
+TOOLS = "bash cat cut dirname env git cmp cp mv mkdir rm sha256sum sleep tail uname grep kill".split()
 # A python that writes down what it is asked; `-m venv` puts a copy of it into .venv.
 PYTHON = """#!/usr/bin/env bash
 printf '%s\\n' "${*//$'\\n'/ }" >>"$CALLS"
@@ -107,6 +107,7 @@ class Sandbox:
 
     def stub(self, name: str, script: str) -> Path:
         path = self.bin / name
+        path.unlink(missing_ok=True)  # it may be a link to the machine's own: never write through it
         path.write_text(script)
         path.chmod(0o755)
         return path
@@ -269,6 +270,24 @@ def test_a_preset_spares_edits_unless_forced(presets: Sandbox) -> None:
     assert params_of(presets) == "seed: edited\n"
     assert presets.run("presets/one.yaml", script="preset.sh", FORCE="1").returncode == 0
     assert params_of(presets) == "seed: one\n"
+
+
+def test_a_second_call_after_a_kill_goes_on(presets: Sandbox) -> None:
+    """params.yaml then differs from git by this very preset, and the killed copy may have left its partial file."""
+    assert presets.run("presets/one.yaml", script="preset.sh").returncode == 0
+    (presets.root / "params.yaml.partial").write_text("see")
+    done = presets.run("presets/one.yaml", script="preset.sh")
+    assert (done.returncode, done.stdout) == (0, "preset: params.yaml already is presets/one.yaml\n")
+    assert presets.run("presets/two.yaml", script="preset.sh").returncode == 0
+    assert params_of(presets) == "seed: two\n"
+    assert not (presets.root / "params.yaml.partial").exists()
+
+
+def test_a_preset_is_copied_in_one_move(presets: Sandbox) -> None:
+    """A copy that is cut off leaves params.yaml as it was."""
+    presets.stub("cp", '#!/usr/bin/env bash\nprintf see >"${@: -1}"\nexit 1\n')
+    assert presets.run("presets/one.yaml", script="preset.sh").returncode != 0
+    assert params_of(presets) == "seed: committed\n"
 
 
 def test_an_unknown_preset_names_those_there_are(presets: Sandbox) -> None:

@@ -185,29 +185,6 @@ def test_impossible_batches() -> None:
 # --- a model of two layers with SmolLM2's tokenizer ---
 
 
-@pytest.fixture(scope="session")
-def small_model(smollm2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    folder = tmp_path_factory.mktemp("small") / "smollm2"
-    torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(
-        smollm2_dir,
-        num_hidden_layers=2,
-        hidden_size=32,
-        intermediate_size=64,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-    )
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(smollm2_dir).save_pretrained(folder)
-    card = {"name": "smollm2", "kind": "local", "identity": "small", "weights": "small"}
-    (folder / "model.json").write_text(json.dumps(card), encoding="utf-8")
-    return folder
-
-
 def test_isolation_is_checked_on_the_model_itself(small_model: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM

@@ -1,0 +1,371 @@
+"""Tuning methods against known answers: adapters, the pull to the start, KL to base; under ZeRO, after kill -9."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from anamnesis import packing, records, training, trainset, tuning
+from anamnesis.errors import UserError
+from anamnesis.variants import FULL, KL, L2SP, Full, Lora, Variant
+from tests.test_training import deterministic, rows_of
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load(folder: Path) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+
+
+# --- how it is written ---
+
+WRITTEN = [
+    ("full", Full()),
+    ("lora", Lora()),
+    ({"method": "lora", "rank": 4, "alpha": 8, "targets": ["q_proj"], "learning_rate": 1e-3}, None),
+    ({"method": "l2-sp", "strength": 0.5}, L2SP(strength=0.5)),
+    ("kl", KL(strength=1.0)),
+]
+
+
+@pytest.mark.parametrize(("written", "read"), WRITTEN)
+def test_a_method_or_a_mapping(written: Any, read: Any) -> None:
+    found = Variant.model_validate({"rehearsal": "none", "tuning": written}).tuning
+    assert found == (read or Lora(rank=4, alpha=8, targets=["q_proj"], learning_rate=1e-3))
+    assert Variant.model_validate({"rehearsal": "none"}).tuning == FULL
+
+
+@pytest.mark.parametrize(
+    "written", ["qlora", {"rank": 4}, {"method": "kl", "rank": 4}, {"method": "l2-sp", "strength": 0}]
+)
+def test_what_is_no_method(written: Any) -> None:
+    with pytest.raises(ValidationError, match="tuning"):
+        Variant.model_validate({"rehearsal": "none", "tuning": written})
+
+
+# --- LoRA ---
+
+
+def test_adapters_start_as_nothing_and_train_alone(small_model: Path) -> None:
+    import torch
+
+    ids = torch.arange(20)[None]
+    model = load(small_model)
+    before = model(input_ids=ids).logits
+    tuning.adapt(model, Lora(rank=4), seed=1)
+    assert torch.equal(model(input_ids=ids).logits, before)
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained
+    assert all(".lora_A." in name or ".lora_B." in name for name in trained)
+    assert not any("lm_head" in name or "embed" in name for name in trained)
+    layers = {name.split(".lora_")[0].rpartition(".")[2] for name in trained}
+    assert layers == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_the_draw_is_the_seed_s(small_model: Path) -> None:
+    import torch
+
+    drawn = []
+    for seed in (1, 1, 2):
+        model = load(small_model)
+        tuning.adapt(model, Lora(rank=4, targets=["q_proj"]), seed)
+        drawn.append(next(weight.detach() for name, weight in model.named_parameters() if ".lora_A." in name))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_the_export_is_the_adapters_model(small_model: Path) -> None:
+    import torch
+
+    lora = Lora(rank=4, alpha=12)
+    model = load(small_model)
+    tuning.adapt(model, lora, seed=1)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if ".lora_B." in name:
+                weight.normal_(std=0.1)
+    ids = torch.arange(30)[None]
+    expected = model(input_ids=ids).logits.detach()
+    weights = tuning.merged(dict(model.named_parameters()), lora)
+    plain = load(small_model)
+    assert set(weights) == {name for name, _ in plain.named_parameters()}
+    base = plain(input_ids=ids).logits.detach()
+    plain.load_state_dict(weights, strict=False)
+    found = plain(input_ids=ids).logits
+    assert float((expected - base).abs().max()) > 1e-3
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+    tuning.remove_adapters(model)
+    assert {name for name, _ in model.named_parameters()} == set(weights)
+    assert torch.equal(model(input_ids=ids).logits, base)
+
+
+def test_a_layer_that_is_not_there_is_one_line(small_model: Path) -> None:
+    with pytest.raises(UserError, match=r"^tuning\.targets: .*nowhere") as caught:
+        tuning.adapt(load(small_model), Lora(targets=["nowhere"]), seed=1)
+    assert "\n" not in str(caught.value)
+
+
+# --- L2-SP ---
+
+
+def test_the_pull_is_autograd_s_gradient_of_the_penalty() -> None:
+    """Steps with it are those of plain AdamW on the loss with the penalty in it."""
+    import torch
+
+    strength = 0.3
+    torch.manual_seed(0)
+    start, data = torch.randn(5, 3), torch.randn(7, 5)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    pulled = tuning.optimizer([{"params": [ours], "weight_decay": 0.0}], L2SP(strength=strength))
+    plain = tuning.optimizer([{"params": [theirs], "weight_decay": 0.0}], FULL)
+    assert type(plain) is torch.optim.AdamW
+    for optimizer in (pulled, plain):
+        optimizer.param_groups[0]["lr"] = 0.05
+    for step in range(20):
+        for weight, optimizer in ((ours, pulled), (theirs, plain)):
+            loss = (data @ weight - step).pow(2).mean()
+            if optimizer is plain:
+                loss = loss + strength / 2 * (weight - start).pow(2).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+    assert torch.equal(pulled.state[ours]["start"], start)
+
+
+def test_without_data_nothing_moves_and_a_moved_weight_is_pulled_back() -> None:
+    import torch
+
+    weight = torch.nn.Parameter(torch.ones(4))
+    optimizer = tuning.optimizer([{"params": [weight], "weight_decay": 0.0}], L2SP(strength=1.0))
+    optimizer.param_groups[0]["lr"] = 0.01
+    weight.grad = torch.zeros(4)
+    optimizer.step()
+    assert torch.equal(weight.detach(), torch.ones(4))
+    with torch.no_grad():
+        weight += 1
+    for _ in range(300):
+        weight.grad = torch.zeros(4)
+        optimizer.step()
+    assert float((weight - 1).abs().max()) < 0.1
+
+
+# --- KL ---
+
+
+def test_divergence_of_known_distributions() -> None:
+    import torch
+
+    base = torch.tensor([[0.5, 0.5], [0.9, 0.1]]).log()
+    tuned = torch.tensor([[0.25, 0.75], [0.9, 0.1]]).log()
+    expected = 0.5 * torch.log(torch.tensor(2.0)) + 0.5 * torch.log(torch.tensor(2 / 3))
+    assert float(tuning.divergence(base, tuned)) == pytest.approx(float(expected), abs=1e-6)
+    assert float(tuning.divergence(base + 3.0, tuned - 1.0)) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_equal_models_diverge_by_nothing(small_model: Path, smollm2_tokenizer: Any) -> None:
+    import torch
+
+    examples, _ = trainset.encode_rows(smollm2_tokenizer, rows_of(4), 200)
+    batch = packing.lay_out([examples[:2], examples[2:]], pad_id=2)
+    model, reference = load(small_model), load(small_model).requires_grad_(False)
+    loss, divergence = training.summed_losses(model, batch, "cpu", reference)
+    assert loss.item() == training.summed_loss(model, batch, "cpu").item()
+    assert divergence.item() == pytest.approx(0.0, abs=1e-4)
+    divergence.backward()
+    assert max(float(weight.grad.abs().max()) for weight in model.parameters()) < 1e-6
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.5)
+    _, moved = training.summed_losses(model, batch, "cpu", reference)
+    assert moved.item() > 1.0
+
+    nothing = training.summed_losses(model, packing.lay_out([], pad_id=2), "cpu", reference)[1]
+    nothing.backward()
+    assert nothing.item() == 0
+
+
+# --- whole runs ---
+
+STEPS = """
+import json, sys
+from pathlib import Path
+from pydantic import TypeAdapter
+from anamnesis import export, ranks, training, trainset, tuning
+from anamnesis.sections import Train
+from anamnesis.variants import Lora, Tuning
+
+def main():
+    model, rows, configs = json.loads(sys.argv[1])
+    with ranks.process_group() as joined:
+        from transformers import AutoTokenizer
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        results = []
+        for method, config in configs:
+            method = TypeAdapter(Tuning).validate_python(method)
+            settings = Train(learning_rate=1e-3, sequence_length=128, **config)
+            conf = json.loads(Path(f"conf/deepspeed/zero{settings.zero}.json").read_text())
+            examples, _ = trainset.encode_rows(tokenizer, rows, 128)
+            sequences = trainset.sequences_of(examples, settings)
+            run = training.Run(
+                "x", settings, 1, rows, Path(model), "w", False, conf, Path("t"), Path("c"), Path("k"), method
+            )
+            engine = training.make_engine(run, joined.world, joined.device)
+            reference = training.make_reference(run, joined.world, joined.device)
+            curve = []
+            for step, batch in enumerate(trainset.batches_of(len(sequences), settings, 1)):
+                batch = [[examples[index] for index in sequences[sequence]] for sequence in batch]
+                curve.append(training.optimiser_step(engine, run, joined, batch, step, 10, 2, reference))
+            weights = export.master_weights(engine, joined.rank)
+            if isinstance(method, Lora) and joined.rank == 0:
+                weights = tuning.merged(weights, method)
+            norm = sum(float(weight.double().pow(2).sum()) for weight in weights.values())
+            results.append({"norm": norm, "names": sorted(weights), "curve": curve})
+            engine.destroy()
+        if joined.rank == 0:
+            print(json.dumps(results))
+
+main()
+"""
+LAUNCHED = "import sys; from anamnesis import ranks; ranks.launch(2, sys.argv[1:])"
+METHODS = ["lora", {"method": "l2-sp", "strength": 5.0}, {"method": "kl", "strength": 10.0}]
+
+
+def run_steps(model: Path, configs: list[Any], tmp_path: Path, launched: bool = False) -> list[dict[str, Any]]:
+    script = tmp_path / "steps.py"
+    script.write_text(STEPS, encoding="utf-8")
+    task = json.dumps([str(model), rows_of(14), configs])
+    start = ["-c", LAUNCHED, str(script), task] if launched else [str(script), task]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *start], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS, ids=["lora", "l2-sp", "kl"])
+def test_every_zero_stage_gives_the_same(method: Any, small_model: Path, tmp_path: Path) -> None:
+    base = {"global_batch": 4, "precision": "fp32", "epochs": 2}
+    changes = [{}, {"zero": 1}, {"zero": 2}, {"zero": 3}, {"activation_checkpointing": True}]
+    full, *results = run_steps(small_model, [["full", base], *([method, base | one] for one in changes)], tmp_path)
+    two = run_steps(small_model, [[method, base | {"zero": stage}] for stage in (0, 2, 3)], tmp_path, launched=True)
+    one = results[0]
+    assert one["names"] == full["names"]
+    assert one["curve"][0]["loss"] == full["curve"][0]["loss"], "before the first step all are the base model"
+    assert one["curve"][-1]["loss"] > full["curve"][-1]["loss"], "and later each holds back"
+    for other in [*results[1:], *two]:
+        assert other["names"] == one["names"]
+        assert [row["loss"] for row in other["curve"]] == pytest.approx([row["loss"] for row in one["curve"]], abs=2e-5)
+        assert other["norm"] == pytest.approx(one["norm"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_bf16(small_model: Path, tmp_path: Path) -> None:
+    bf16 = {"global_batch": 4, "precision": "bf16"}
+    for method in METHODS:
+        one, two = run_steps(small_model, [[method, bf16 | {"zero": stage}] for stage in (0, 2)], tmp_path)
+        assert [row["loss"] for row in two["curve"]] == pytest.approx([row["loss"] for row in one["curve"]], abs=2e-3)
+
+
+def stage(folder: Path, *arguments: str, **kwargs: Any) -> subprocess.Popen[str]:
+    env = os.environ | {"PYTHONPATH": str(folder)}
+    command = [sys.executable, "-m", "stages.train", *arguments]
+    return subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True, **kwargs)
+
+
+def finished(folder: Path, *arguments: str, code: int = 0) -> str:
+    process = stage(folder, *arguments)
+    _, err = process.communicate()
+    assert process.returncode == code, err[-3000:]
+    return err
+
+
+@pytest.fixture
+def tuned_project(
+    project: Callable[..., Path], default_params: dict[str, Any], small_model: Path
+) -> Callable[..., Path]:
+    def make(method: Any, **settings: Any) -> Path:
+        default_params["train"] |= {"learning_rate": 1e-3, "epochs": 2, "sequence_length": 128, "precision": "fp32"}
+        default_params["train"] |= settings
+        default_params["variants"]["committee"]["tuning"] = method
+        folder = project(default_params, smollm2=small_model)
+        records.write(folder / "data/mixed/committee.parquet", rows_of(24), records.MIXED, ["row_id"])
+        return folder
+
+    return make
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [0, 2])
+@pytest.mark.parametrize("method", METHODS, ids=["lora", "l2-sp", "kl"])
+def test_kill_and_resume(method: Any, zero: int, tuned_project: Callable[..., Path]) -> None:
+    """Killed at a random step, then run again: the bytes of a run that was never killed."""
+    folder = tuned_project(method, checkpoint_steps=2, global_batch=2, zero=zero)
+    tuned, curve = folder / "models/tuned/committee", folder / "metrics/train/committee.csv"
+    finished(folder, "committee")
+    wanted, wanted_curve = {file.name: file.read_bytes() for file in tuned.iterdir()}, deterministic(curve)
+
+    stop = random.randint(3, len(wanted_curve) - 2)
+    curve.unlink()
+    process = stage(folder, "committee", start_new_session=True)
+    while process.poll() is None and not (curve.exists() and len(curve.read_text().splitlines()) > stop):
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, f"it had ended before step {stop}"
+    assert "resumed" in finished(folder, "committee")
+    assert {file.name: file.read_bytes() for file in tuned.iterdir()} == wanted, f"killed at step {stop}"
+    assert deterministic(curve) == wanted_curve
+
+
+@pytest.mark.slow
+def test_the_exported_lora_model_is_a_plain_one(tuned_project: Callable[..., Path], small_model: Path) -> None:
+    folder = tuned_project({"method": "lora", "rank": 4, "learning_rate": 2e-3}, global_batch=4)
+    finished(folder, "committee")
+    tuned = folder / "models/tuned/committee"
+    report = json.loads((tuned / "training.json").read_text(encoding="utf-8"))
+    assert report["settings"]["learning_rate"] == 2e-3
+    assert report["tuning"]["rank"] == 4
+    assert not (tuned / "adapter_config.json").exists()
+    plain, trained = load(small_model), load(tuned)
+    assert type(plain) is type(trained)
+    moved = {
+        name
+        for (name, was), (_, new) in zip(plain.named_parameters(), trained.named_parameters(), strict=True)
+        if not was.equal(new)
+    }
+    assert moved
+    assert all("proj" in name for name in moved), "norms and embeddings are frozen"
+
+
+@pytest.mark.slow
+def test_a_further_seed_changes_the_order_and_not_the_rows(tuned_project: Callable[..., Path]) -> None:
+    folder = tuned_project("full", global_batch=2, seeds=[5], seeded=["committee"])
+    finished(folder, "committee")
+    finished(folder, "committee", "5")
+    one = json.loads((folder / "models/tuned/committee/training.json").read_text(encoding="utf-8"))
+    other = json.loads((folder / "models/reseeded/committee-5/training.json").read_text(encoding="utf-8"))
+    assert (one["seed"], other["seed"]) == (17, 5)
+    assert one["audit"] == other["audit"]
+    assert {"seeds", "seeded"}.isdisjoint(one["settings"])
+    curves = [folder / "metrics/train/committee.csv", folder / "metrics/reseeded/train/committee-5.csv"]
+    first, second = (deterministic(curve)[1:] for curve in curves)
+    assert len(first) == len(second)
+    assert first != second
+    assert not list((folder / "checkpoints").iterdir())
+    err = finished(folder, "committee", "6", code=2)
+    assert "with further seeds: committee 5" in err
