@@ -202,6 +202,24 @@ def test_leaderboards_ifeval_needs_nltk_data_before_any_work(
     suites.check(Evaluate(suite="leaderboard"))
 
 
+def test_stage_suite_names_the_files_that_dvc_does_not_watch(
+    data_dir: Path, default_params: Row, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stages import suite
+
+    (data_dir / "data/own").mkdir(parents=True)
+    (data_dir / "data/own/mine.jsonl").write_text('{"question": "?", "answer": "x"}\n', encoding="utf-8")
+    default_params["evaluate"] |= {"suite": "local", "data_dir": ".", "tasks": ["gsm8k"]}
+    default_params["evaluate"]["domain_sets"] = {"mine": "data/own/mine.jsonl"}
+    (data_dir / "params.yaml").write_text(yaml.safe_dump(default_params, sort_keys=False), encoding="utf-8")
+    monkeypatch.chdir(data_dir)
+    suite.main()
+    said = capsys.readouterr().err
+    assert said.startswith("note: gsm8k: gsm8k/test.jsonl is outside data/own/: after a change in it run")
+    assert "mine" not in said
+    assert list(json.loads(Path("data/suite.json").read_text(encoding="utf-8"))) == ["domain-mine", "gsm8k"]
+
+
 def test_a_file_that_changed_since_stage_suite_is_not_measured(data_dir: Path) -> None:
     settings = Evaluate(suite="local", data_dir=str(data_dir), tasks=["gsm8k", "medqa"])
     recorded = suites.digests(settings)
