@@ -15,6 +15,7 @@ from anamnesis.cards import Card
 from anamnesis.errors import UserError
 from anamnesis.evaluation import Lm, Row
 from anamnesis.params import Params
+from anamnesis.sections import Evaluate
 
 LONGEST = 8192  # tokens of prompt and answer that a server keeps room for, where the model's context is longer
 
@@ -32,18 +33,9 @@ def measure(params: Params, name: str, base_dir: str, model_dir: str) -> tuple[l
         )
     more = evaluation.more_tasks(settings)
     suites.check(settings)
-    paths = suites.paths(settings)
-    digests = suites.unchanged(settings, _recorded()) if paths else {}
+    digests = suites.unchanged(settings, _recorded()) if suites.paths(settings) else {}
     evaluation.be_quiet(offline="leaderboard" not in settings.suites)
-    local = {
-        task: _chosen(benchmarks.load(task, paths[task]), settings.items, params.seed)
-        for task in settings.chosen("local")
-    }
-    if checked := {"ifeval", "ifbench"} & local.keys():
-        from anamnesis import constraints
-
-        for task in sorted(checked):
-            constraints.rehearse(task, local[task])
+    local = local_rows(settings, params.seed)
 
     label = f"evaluate {name}: "
     trusted = params.models[params.target].trust_remote_code
@@ -61,6 +53,20 @@ def measure(params: Params, name: str, base_dir: str, model_dir: str) -> tuple[l
         samples += _texts(params, name, base_dir, suite, model, tokenizer, label)
     alone = settings.suites == ["embedded"] and not settings.domain_sets and settings.backend == "hf"
     return samples, {} if alone else evaluation.provenance(settings.backend, digests)
+
+
+def local_rows(settings: Evaluate, seed: int) -> dict[str, list[Row]]:
+    """The rows that suite local asks, by measure. Raises `UserError` for a row, or for what its checkers lack."""
+    paths = suites.paths(settings)
+    local = {
+        task: _chosen(benchmarks.load(task, paths[task]), settings.items, seed) for task in settings.chosen("local")
+    }
+    if checked := {"ifeval", "ifbench"} & local.keys():
+        from anamnesis import constraints
+
+        for task in sorted(checked):
+            constraints.rehearse(task, local[task])
+    return local
 
 
 def _recorded() -> dict[str, str]:

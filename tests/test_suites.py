@@ -326,6 +326,48 @@ def test_what_a_checker_needs_must_be_here_before_a_model_is_asked(monkeypatch: 
     constraints.rehearse("ifeval", [{**rows[0], "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}])
 
 
+def test_make_repro_reads_local_rows_before_any_work(
+    data_dir: Path, default_params: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stages import check
+
+    default_params["evaluate"] |= {"suite": "local", "data_dir": ".", "tasks": ["gsm8k", "ifeval", "medqa"]}
+    (data_dir / "params.yaml").write_text(yaml.safe_dump(default_params, sort_keys=False), encoding="utf-8")
+    monkeypatch.chdir(data_dir)
+    check.main()
+    (data_dir / "medqa/test.jsonl").write_text(json.dumps({**CHOICE, "answer": "G"}) + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"medqa/test.jsonl: row 1: not what task medqa wants"):
+        check.main()
+
+
+def test_an_ifbench_checker_that_stumbles_over_an_answer_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from anamnesis import constraints
+
+    class Checker:
+        def __init__(self, kind: str):
+            self.kind = kind
+
+        def build_description(self, **arguments: Any) -> None:
+            self.arguments = arguments
+
+        def get_instruction_args(self) -> Row:
+            return self.arguments
+
+        def check_following(self, answer: str) -> bool:
+            if answer == "lost":
+                raise LookupError("Resource punkt_tab not found.")
+            return answer.strip("0123456789")[-1] == self.arguments["end"]
+
+    monkeypatch.setattr(constraints, "ifbench_checkers", lambda: {"a": Checker, "b": Checker})
+    doc = {"prompt": "?", "instruction_id_list": ["a", "b"], "arguments": '[{"end": "!"}, {"end": "!"}]'}
+    other = {**doc, "arguments": '[{"end": "!"}, {"end": "?"}]'}
+    answers = {"Yes!": 1, "Yes.": 0, " ": 0, "": 0, "2026": 0}  # the last one has no sign left to look at
+    assert {answer: constraints.process_ifbench(doc, [answer])["followed"] for answer in answers} == answers
+    assert constraints.process_ifbench(other, ["Yes!"]) == {"followed": 0}
+    with pytest.raises(LookupError, match="punkt_tab"):
+        constraints.process_ifbench(doc, ["lost"])
+
+
 @needs_data
 def test_real_files_through_every_task() -> None:
     """All that need no optional package or data; IFEval's items that count sentences are left to the run itself."""
