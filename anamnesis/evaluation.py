@@ -125,6 +125,17 @@ def load_tokenizer(directory: str | Path, trust_remote_code: bool = False) -> An
         raise UserError(f"{directory}: no usable tokenizer: {_first_line(error)}", MODEL_UNAVAILABLE) from None
 
 
+def context_of(directory: str | Path, trust_remote_code: bool = False) -> int | None:
+    """The tokens that a model in a directory has room for, where its configuration says. Raises `UserError`."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory}: can't be loaded: {_first_line(error)}", MODEL_UNAVAILABLE) from None
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def load_model(directory: str | Path, trust_remote_code: bool = False) -> Any:
     """The model in a directory, in fp32 on the GPU where there is one, ready to be asked.
 

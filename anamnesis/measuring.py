@@ -90,10 +90,7 @@ def _model(params: Params, name: str, base_dir: str, model_dir: str, tokenizer: 
         model = evaluation.load_model(model_dir, trusted)
         yield harness.from_model(model, tokenizer, params.evaluate.batch_size), model
         return
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=trusted).get_text_config()
-    length = min(getattr(config, "max_position_embeddings", None) or LONGEST, LONGEST)
+    length = min(evaluation.context_of(model_dir, trusted) or LONGEST, LONGEST)
     # fp32 unless params say otherwise, as backend hf has it: bf16 changes picks that are nearly tied.
     dtype = "float32" if params.serve.dtype == "auto" else params.serve.dtype
     arguments = [*params.serve.vllm_args, "--tokenizer", base_dir]
