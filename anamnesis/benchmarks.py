@@ -39,6 +39,7 @@ class Benchmark:
     hidden: bool = False  # items are never shown: question and output are NULL
     overrides: dict[str, Any] = field(default_factory=dict)
     convert: Callable[[Row], Row] = lambda row: row  # a row of a local file to one of the hub's
+    asked: Callable[[Row], bool] = lambda row: True  # which of these the task takes
 
 
 def _several(row: Row) -> str:
@@ -108,6 +109,8 @@ def _hellaswag(row: Row) -> Row:
 def _medqa(row: Row) -> Row:
     if "sent1" in row:
         return _only(row, "sent1", "ending0", "ending1", "ending2", "ending3", "label")
+    if len(row["options"]) != 4:
+        raise ValueError(f"{len(row['options'])} options and not 4")
     endings = {f"ending{n}": row["options"][n] for n in range(4)}
     return {"sent1": row["question"], **endings, "label": _right(row)}
 
@@ -181,7 +184,13 @@ LOCAL: dict[str, Benchmark] = {
     ),
     "gpqa_diamond": Benchmark(("leaderboard_gpqa_diamond",), "leaderboard/gpqa", **_GPQA, convert=_gpqa, split="train"),
     "ifeval": Benchmark(("leaderboard_ifeval",), "leaderboard/ifeval", **_IFEVAL, convert=_ifeval, split="train"),
-    "math_lvl5": Benchmark(("leaderboard_math_algebra_hard",), "leaderboard/math", **_MATH, convert=_math),
+    "math_lvl5": Benchmark(
+        ("leaderboard_math_algebra_hard",),
+        "leaderboard/math",
+        **_MATH,
+        convert=_math,
+        asked=lambda row: row["level"] == "Level 5",  # as the task itself, which would leave no row without a word
+    ),
     "gsm8k": Benchmark(("gsm8k_cot",), "gsm8k", "exact_match", "question", "flexible-extract", convert=_gsm8k),
     "arc_challenge": Benchmark(("arc_challenge",), "arc", "acc_norm", "question", convert=_arc),
     "hellaswag": Benchmark(("hellaswag",), "hellaswag", "acc_norm", "query", convert=_hellaswag, split="validation"),
@@ -190,7 +199,10 @@ LOCAL: dict[str, Benchmark] = {
 
 
 def load(name: str, path: Path) -> list[Row]:
-    """The rows of a task's file as lm-eval's task wants them, with item_id. Raises `UserError` with file and line."""
+    """The rows that a task takes of its file, as lm-eval wants them, with item_id.
+
+    Raises `UserError` with file and line.
+    """
     rows = []
     for line, raw in enumerate(read(path), 1):
         try:
@@ -199,11 +211,12 @@ def load(name: str, path: Path) -> list[Row]:
             said = "" if LOCAL[name].hidden else f" ({type(error).__name__}: {error})"
             raise UserError(f"{path}: row {line}: not what task {name} wants{said}; see docs/evaluation.md") from None
         given = raw.get("id", raw.get("key"))
-        rows.append(
-            {**row, "item_id": str(given) if given is not None else digest(name, json.dumps(raw, sort_keys=True))}
-        )
+        if LOCAL[name].asked(row):
+            rows.append(
+                {**row, "item_id": str(given) if given is not None else digest(name, json.dumps(raw, sort_keys=True))}
+            )
     if not rows:
-        raise UserError(f"{path}: no rows")
+        raise UserError(f"{path}: no rows that task {name} takes; see docs/evaluation.md")
     if len({row["item_id"] for row in rows}) < len(rows):
         raise UserError(f"{path}: two rows have one id; make them differ")
     return rows

@@ -233,6 +233,18 @@ def test_a_file_that_changed_since_stage_suite_is_not_measured(data_dir: Path) -
 # --- rows and prompts of suite local ----------------------------------------------------------------------------------
 
 
+def test_of_math_only_level_5_is_asked_whatever_the_file_has(tmp_path: Path) -> None:
+    """lm-eval's task leaves the others out: picked before, they would make the measure smaller than `items`."""
+    path = tmp_path / "test.jsonl"
+    hard = FILES["math_lvl5"][0]
+    rows = [{**hard, "id": f"x{level}", "level": f"Level {level}"} for level in range(1, 6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert [row["item_id"] for row in benchmarks.load("math_lvl5", path)] == ["x5"]
+    path.write_text(json.dumps({**hard, "level": 5}) + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match="no rows that task math_lvl5 takes"):
+        benchmarks.load("math_lvl5", path)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_lm_evals_own_task_asks_the_row_of_a_file(name: str, data_dir: Path) -> None:
     _, prompt = FILES[name]
@@ -300,6 +312,9 @@ def test_a_row_that_is_none_is_one_line_and_gpqas_rows_are_not_told(data_dir: Pa
         benchmarks.load("medqa", path)
     path.write_text("")
     with pytest.raises(UserError, match="no rows"):
+        benchmarks.load("medqa", path)
+    path.write_text(json.dumps({**CHOICE, "options": [*CHOICE["options"], "emu"], "answer": "E"}) + "\n")
+    with pytest.raises(UserError, match=r"row 1: not what task medqa wants \(ValueError: 5 options and not 4\)"):
         benchmarks.load("medqa", path)
     gpqa = data_dir / "gpqa_diamond/test.jsonl"
     gpqa.write_text(json.dumps({**CHOICE, "question": "secret", "answer": "dog!"}) + "\n")
