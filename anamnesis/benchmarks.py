@@ -116,6 +116,13 @@ def _medqa(row: Row) -> Row:
 
 
 def _pubmedqa(row: Row) -> Row:
+    found = _abstract(row)
+    if found["final_decision"] not in ("yes", "no", "maybe"):
+        raise ValueError(f"answer {found['final_decision']!r} is none of yes, no, maybe")
+    return found
+
+
+def _abstract(row: Row) -> Row:
     if "CONTEXTS" in row:
         return _only(row, "CONTEXTS", "QUESTION", "final_decision")
     if "contexts" in row:

@@ -73,13 +73,19 @@ def _forget() -> None:
 def rehearse(measure: str, rows: Sequence[dict[str, Any]]) -> None:
     """Run every item's checkers on a neutral text, before a model is asked: what they need must be here.
 
-    Raises `UserError` that names NLTK's missing data; without this the run would end after the last answer.
+    Raises `UserError` that names NLTK's missing data, or an item that no checker takes; without this the run would end
+    after the last answer.
     """
     check = process_ifbench if measure == "ifbench" else process_results
     missing: dict[str, int] = {}
     for row in rows:
         try:
             check(row, [NEUTRAL])
+        except STUMBLES as error:
+            raise UserError(
+                f"evaluate.data_dir: {measure}: item {row.get('item_id')} has constraints that the checkers don't take "
+                f"({type(error).__name__}: {error})"
+            ) from None
         except LookupError as error:
             resource = _resource(error)
             missing[resource] = missing.get(resource, 0) + 1

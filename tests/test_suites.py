@@ -316,6 +316,9 @@ def test_a_row_that_is_none_is_one_line_and_gpqas_rows_are_not_told(data_dir: Pa
     path.write_text(json.dumps({**CHOICE, "options": [*CHOICE["options"], "emu"], "answer": "E"}) + "\n")
     with pytest.raises(UserError, match=r"row 1: not what task medqa wants \(ValueError: 5 options and not 4\)"):
         benchmarks.load("medqa", path)
+    path.write_text(json.dumps({**FILES["pubmedqa"][0], "label": "Yes"}) + "\n")
+    with pytest.raises(UserError, match="answer 'Yes' is none of yes, no, maybe"):
+        benchmarks.load("pubmedqa", path)
     gpqa = data_dir / "gpqa_diamond/test.jsonl"
     gpqa.write_text(json.dumps({**CHOICE, "question": "secret", "answer": "dog!"}) + "\n")
     with pytest.raises(UserError) as raised:
@@ -339,6 +342,11 @@ def test_what_a_checker_needs_must_be_here_before_a_model_is_asked(monkeypatch: 
     with pytest.raises(UserError, match=r"ifeval needs NLTK's punkt_tab \(for 1 of 1 items\)"):
         constraints.rehearse("ifeval", rows)
     constraints.rehearse("ifeval", [{**rows[0], "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}])
+    for kind, arguments in (("punctuation:no_comas", {}), ("punctuation:no_comma", {"lines": 3})):
+        wrong = {"item_id": "i7", "prompt": "?", "instruction_id_list": [kind], "kwargs": [arguments]}
+        with pytest.raises(UserError, match="ifeval: item i7 has constraints that the checkers don't take") as raised:
+            constraints.rehearse("ifeval", [wrong])
+        assert "\n" not in str(raised.value)
 
 
 def test_make_repro_reads_local_rows_before_any_work(
