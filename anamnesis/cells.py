@@ -6,9 +6,9 @@ Two ways round: measures down and models across for a few models, models down an
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from anamnesis.findings import interval, label_of, noted, p_text, seeds_text
+from anamnesis.findings import interval, label_of, noted, p_text, seeds_note, seeds_text
 from anamnesis.pairing import DISTANCES
-from anamnesis.results import Results, Row
+from anamnesis.results import DISTANCE, Results, Row
 from anamnesis.stats import Comparison
 from anamnesis.tables import Column, Entry, Table
 from anamnesis.wording import signed
@@ -43,7 +43,8 @@ class Cell:
     holm_sort: float | None
     gained: int
     lost: int
-    seeds: str  # empty for a model trained once
+    seeds: str  # mean over training seeds with its interval; empty for a model trained once
+    seeds_note: str
     n: int
 
 
@@ -64,6 +65,7 @@ class Head:
 
     label: str
     unit: str
+    base: str  # what its differences are to, and n
 
 
 @dataclass(frozen=True)
@@ -131,12 +133,19 @@ def _cell(found: Results, row: Row, variant: str, cell: Comparison, scale: float
         gained=cell.gained,
         lost=cell.lost,
         seeds=seeds_text(cell.seeds, row.decimals) if cell.seeds else "",
+        seeds_note=seeds_note(cell.seeds, row.decimals, decided=verdict != DISTANCE) if cell.seeds else "",
         n=cell.n,
     )
 
 
-def grid(found: Results, name: str, caption: str, rows: Sequence[Row], variants: Sequence[str]) -> Grid:
-    """Every measure in one table, a line a model; measures of a side stand together."""
+def _base_of(row: Row, against: str = "base") -> str:
+    return f"{against} {row.base:.{row.decimals}f}, n = {row.n}"
+
+
+def grid(
+    found: Results, name: str, caption: str, rows: Sequence[Row], variants: Sequence[str], against: str = "base"
+) -> Grid:
+    """Every measure in one table, a line a model; measures of a side stand together. `against` is called so there."""
     by_side = [(text, [row for row in rows if row.spec.side == side]) for side, text in HEADINGS.items()]
     ordered = [row for _, own in by_side for row in own]
     cells = [{cell.variant: cell for cell in line.cells} for line in lines_of(found, ordered)]
@@ -144,7 +153,7 @@ def grid(found: Results, name: str, caption: str, rows: Sequence[Row], variants:
         name,
         caption,
         [(text.partition(":")[0], len(own)) for text, own in by_side if own],
-        [Head(row.label, f"{row.spec.unit} {row.arrow} n = {row.n}") for row in ordered],
+        [Head(row.label, f"{row.spec.unit} {row.arrow}", _base_of(row, against)) for row in ordered],
         [(label_of(found, variant), [of_row[variant] for of_row in cells]) for variant in variants],
     )
 
@@ -168,7 +177,7 @@ def category_grids(found: Results) -> list[tuple[Row, Grid]]:
                     f"categories-{row.measure}",
                     f"{row.label} by category: difference to base with its 95 % interval",
                     [],
-                    [Head(name, f"base {part.base:.3f}, n = {part.n}") for name, part in parts.items()],
+                    [Head(name, "", _base_of(part)) for name, part in parts.items()],
                     [(label_of(found, v), [cells_of[name][v] for name in parts]) for v in found.variants],
                 ),
             )
