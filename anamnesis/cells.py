@@ -20,6 +20,7 @@ HEADINGS = {
     "kept": "Everything else: what was to be kept",
     "safety": "Safety: what is refused",
 }
+SHORT = {"learnt": "domain", "kept": "everything else", "safety": "safety"}
 
 
 @dataclass(frozen=True)
@@ -240,12 +241,20 @@ def measured(found: Results) -> int:
     return sum(row.measure not in DISTANCES for row in found.rows)
 
 
-def moved(found: Results) -> Mapping[str, tuple[int, int]]:
-    """Items gained and lost by model over all right-or-wrong measures."""
+def moved_sides(found: Results) -> list[str]:
+    """The sides that have a right-or-wrong measure, in the order of `HEADINGS`."""
+    return [side for side in HEADINGS if any(row.spec.binary and row.spec.side == side for row in found.rows)]
+
+
+def moved(found: Results) -> Mapping[str, list[tuple[int, int]]]:
+    """Items gained and lost by model, over the right-or-wrong measures of each of `moved_sides`.
+
+    Apart, since items gained on the domain make up for none that were lost elsewhere.
+    """
+    by_side = [
+        [row.cells for row in found.rows if row.spec.binary and row.spec.side == side] for side in moved_sides(found)
+    ]
     return {
-        name: (
-            sum(row.cells[name].gained for row in found.rows if row.spec.binary),
-            sum(row.cells[name].lost for row in found.rows if row.spec.binary),
-        )
+        name: [(sum(of[name].gained for of in cells), sum(of[name].lost for of in cells)) for cells in by_side]
         for name in found.variants
     }

@@ -182,6 +182,7 @@ def html(account: Account, params: Params) -> str:
         categories=cells.category_grids(found),
         measured=cells.measured(found),
         moved=cells.moved(found),
+        moved_sides=[cells.SHORT[side] for side in cells.moved_sides(found)],
         lost=lost.lost(found),
         no_text=lost.NO_TEXT,
         score_sentences={name: findings.score_sentences(found, name) for name in found.variants},

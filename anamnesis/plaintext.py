@@ -203,15 +203,17 @@ def _is_narrow(table: Table) -> bool:
 def _paper_table(table: Table, padded: bool) -> str:
     """One of the paper's tables in per cent, the paper's number in brackets where it is known."""
     columns = [column for column in table.columns if column.unit == "%"]
-    header = ["row", *(column.label for column in columns), f"to base [95 %], n {columns[-1].n}"]
+    header = ["row", *(column.label for column in columns)]
+    last = columns[-1]
     lines = []
     for line in table.lines:
         cells = [line.cells[column.key] for column in columns]
         name = f"{line.label} (for {line.stands_for})" if line.stands_for else line.label
-        told = [_entry(cell, column.decimals) for cell, column in zip(cells, columns, strict=True)]
-        lines.append([name, *told, _difference(cells[-1], columns[-1].decimals)])
-    notes = [*table.notes, "In brackets: the paper's."] if table.paper else [*table.notes]
-    notes.append(f"The last column is the difference to base of {columns[-1].label}, with its interval over the items.")
+        lines.append([name, *(_entry(cell, column.decimals) for cell, column in zip(cells, columns, strict=True))])
+        if difference := _difference(cells[-1], last.decimals):
+            lines.append(["", *("" for _ in columns[1:]), difference])
+    notes = [*table.notes, *(["In brackets: the paper's."] if table.paper else [])]
+    notes.append(f"Below {last.label}: its difference to base in points, with the interval over {last.n} items.")
     return "\n\n".join([wording.markdown_table(header, lines, (), padded), _listed(map(wording.markdown_cell, notes))])
 
 
