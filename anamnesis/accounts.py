@@ -1,14 +1,16 @@
 """The account of a run, counted from its rows: what the page, the Markdown, the terminal and summary.json all tell."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from anamnesis import results, tallies
+from anamnesis import flat as flat_numbers
+from anamnesis import results, tallies, wording
 from anamnesis.likeness import Likeness
 from anamnesis.params import Params
 from anamnesis.results import Results
+from anamnesis.tables import Model
 from anamnesis.trust import Trust, trust
 
 EXAMPLES = 6
@@ -64,6 +66,40 @@ def reference_of(params: Params) -> str | None:
     return next((name for name, variant in params.variants.items() if variant.rehearsal == "none"), None)
 
 
+PAPER_TARGET = "llama-3-70b-instruct"  # a part of every address of it: Meta-Llama-3-70B-Instruct
+PAPER_INSTRUCTIONS = 100_000
+
+
+def is_paper_size(params: Params) -> bool:
+    """Whether the target and the number of instructions are the paper's, so that its numbers may stand beside ours."""
+    target = params.models[params.target]
+    named = [target.uri] if isinstance(target.uri, str) else [*(target.uri or []), target.model or ""]
+    return params.probe.instructions >= PAPER_INSTRUCTIONS and any(PAPER_TARGET in name.lower() for name in named)
+
+
+def models_of(params: Params) -> list[Model]:
+    """What each model of the report is and how its row is called, base first."""
+    found = []
+    for name in params.evaluated():
+        told = params.label(name)
+        model = Model(name, "base", told.label or name, told.stands_for, told.paper)
+        if name in params.variants:
+            variant = params.variants[name]
+            model = replace(
+                model,
+                kind="variant",
+                rehearsal=variant.rehearsal,
+                tuning=variant.tuning.method,
+                members=tuple(variant.members),
+                seeds=(params.seed, *(seed for of, seed in params.reseeded() if of == name)),
+            )
+        elif name in params.interpolations:
+            between = params.interpolations[name]
+            model = replace(model, kind="interpolation", variant=between.variant, alpha=between.alpha)
+        found.append(model)
+    return found
+
+
 def taking_part(params: Params, variant: str) -> list[str]:
     """The members whose responses one variant picks from: named by it and enabled."""
     return [member for member in params.variants[variant].members if member in params.members()]
@@ -80,15 +116,17 @@ def account(
     domain: Rows,
     mixed: Mapping[str, Rows],
     samples: Mapping[str, results.Samples],
+    reseeded: Mapping[tuple[str, int], results.Samples] | None = None,
     curves: Mapping[str, Sequence[tuple[int, float]]],
     agreement: Rows,
     likeness: Likeness,
     types: Mapping[str, str],
 ) -> Account:
-    """Count and compare. Rows are those of records.py by member, judge or variant; `samples` has `base` as well.
+    """Count and compare. Rows are those of records.py by member, judge or variant.
 
-    `cleaned` has the variants that rehearse, `selected` those of them with picks; `domain` are the cleaned domain rows;
-    `types` are the instructions' types by id.
+    `samples` has `base` and the interpolations as well, `reseeded` the variants that were trained with further seeds,
+    by variant and seed; `cleaned` has the variants that rehearse, `selected` those of them with picks; `domain` are the
+    cleaned domain rows; `types` are the instructions' types by id.
 
     Raises `UserError` where two models did not answer the same items.
     """
@@ -112,7 +150,15 @@ def account(
         for name, rows in cleaned.items()
     ]
     return Account(
-        found=results.results(samples, reference_of(params), params.report.bootstrap, params.seed),
+        found=results.results(
+            samples,
+            reference_of(params),
+            params.report.bootstrap,
+            params.seed,
+            reseeded=reseeded,
+            models=models_of(params),
+            paper_size=is_paper_size(params),
+        ),
         funnel=tallies.funnel(instructions),
         lengths=[row["tokens"] for row in kept if row["tokens"] is not None],
         likeness=likeness,
@@ -156,7 +202,7 @@ def _examples(
                     member=row["member"],
                     number=row["sample_index"] + 1,
                     status=row["status"],
-                    reason=results.plain(row["reason"] or ""),
+                    reason=wording.plain(row["reason"] or ""),
                     text=row["text"] or "",
                     scores=scores,
                     mean=fmean(given) if given else None,
@@ -199,4 +245,4 @@ def summary(account: Account) -> dict[str, float | int]:
         if points:
             flat[f"train.{variant}.last_loss"] = points[-1][1]
     known = {key: value for key, value in flat.items() if value is not None}
-    return results.summary(account.found) | results.rounded(known)
+    return flat_numbers.summary(account.found) | wording.rounded(known)

@@ -55,6 +55,13 @@ def process_ifbench(doc: dict[str, Any], results: list[str]) -> dict[str, int]:
     return {"followed": int(followed)}
 
 
+def _forget() -> None:
+    """IFEval's checkers remember their sentence splitter; forget it (tests)."""
+    from lm_eval.tasks.ifeval import instructions_util
+
+    instructions_util._get_sentence_tokenizer.cache_clear()
+
+
 def rehearse(measure: str, rows: Sequence[dict[str, Any]]) -> None:
     """Run every item's checkers on a neutral text, before a model is asked: what they need must be here.
 

@@ -44,8 +44,14 @@ def _end(number: int, frame: FrameType | None) -> None:
     raise _Ended
 
 
-def run(main: Callable[[], None]) -> None:
-    """Call a stage's `main`; turn a user's mistake into one line and a documented exit code."""
+_GOES_ON = "answered calls and training's last checkpoint are kept; `dvc repro` goes on"
+
+
+def run(main: Callable[[], None], kept: str = _GOES_ON) -> None:
+    """Call a stage's `main`; turn a user's mistake into one line and a documented exit code.
+
+    `kept` is said after Ctrl-C or SIGTERM: what is there, and how it goes on.
+    """
     signal.signal(signal.SIGTERM, _end)
     try:
         main()
@@ -53,6 +59,5 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.code) from None
     except KeyboardInterrupt as interrupt:
-        line = "interrupted: answered calls and training's last checkpoint are kept; `dvc repro` goes on"
-        print(line, file=sys.stderr)
+        print(f"interrupted: {kept}", file=sys.stderr)
         raise SystemExit(ENDED if isinstance(interrupt, _Ended) else INTERRUPTED) from None

@@ -102,6 +102,20 @@ def read(metrics: Metrics) -> Likeness:
     return Likeness(portraits, distances, Floor(halves.get("types_js"), halves.get("auc"), halves.get("mmd2")))
 
 
+TYPES = ("set", "type", "value", "low", "high", "instructions")
+
+
+def type_lines(likeness: Likeness) -> list[dict[str, Any]]:
+    """Shares of types by set, a line each, for `dvc plots`; the reconstructed set's with zeros where there is none."""
+    lines = [
+        {"set": name, "type": kind, **vars(share), "instructions": one.instructions}
+        for name, one in likeness.portraits.items()
+        for kind, share in one.types.items()
+    ]
+    nothing = {"set": RECONSTRUCTED, "type": "other", "value": 0.0, "low": 0.0, "high": 0.0, "instructions": 0}
+    return lines or [nothing]
+
+
 # ---------------------------------------------------------------------------------------------------------- sentences
 
 

@@ -48,7 +48,7 @@ def measure(params: Params, name: str, base_dir: str, model_dir: str) -> tuple[l
     trusted = params.models[params.target].trust_remote_code
     tokenizer = evaluation.load_tokenizer(base_dir, trusted)
     samples = []
-    with _model(params, name, base_dir, model_dir, tokenizer, texts=bool(suite.texts)) as (lm, model):
+    with _model(params, name, base_dir, model_dir, tokenizer) as (lm, model):
         samples += evaluation.answer(lm, tokenizer, suite.tasks, settings, label)
         samples += evaluation.answer(lm, tokenizer, more, settings, label)
         samples += official.ask_local(lm, local, label)
@@ -74,9 +74,7 @@ def _chosen(rows: list[Row], count: int | None, seed: int) -> list[Row]:
 
 
 @contextmanager
-def _model(
-    params: Params, name: str, base_dir: str, model_dir: str, tokenizer: Any, texts: bool
-) -> Iterator[tuple[Lm, Any]]:
+def _model(params: Params, name: str, base_dir: str, model_dir: str, tokenizer: Any) -> Iterator[tuple[Lm, Any]]:
     """lm-eval's model, and the loaded one where backend hf has one."""
     from anamnesis import harness, server
 

@@ -1,207 +1,37 @@
-"""The report as one self-contained HTML page, as Markdown and as a terminal table, from one `Account`.
+"""The report as one self-contained HTML page, from one `Account`.
 
 Text that models wrote is escaped by the template engine and its control characters are made visible; the page loads
 nothing, and a Content-Security-Policy says so. Nothing in it depends on the clock: equal inputs give equal bytes.
 """
 
+import base64
+import hashlib
 import re
-import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from anamnesis import figures, likeness, results, tallies
+from anamnesis import cells, figures, findings, likeness, lost, results, scatter, tallies, type_figures, wording
 from anamnesis.accounts import Account
+from anamnesis.canvas import COLOURS, Figure
 from anamnesis.distribution import HALVINGS
 from anamnesis.forest import forest
 from anamnesis.params import Params
-from anamnesis.results import Results, Row
+from anamnesis.plaintext import drops_sentence, percent, probe_sentence, sum_up
 from anamnesis.sections import Model
-from anamnesis.stats import MIN_ITEMS, Comparison
+from anamnesis.stats import MIN_ITEMS
 
 if TYPE_CHECKING:
     from markupsafe import Markup
-    from rich.console import RenderableType
 
 TEMPLATES = Path(__file__).with_name("templates")
 SHOWN_CHARACTERS = 3000  # of one model output
-TERMINAL_WIDTH = 120
-VARIANTS_A_TABLE = 3  # in a terminal
-MARKS = {"better": "▲", "worse": "▼"}
-
-
-# ---------------------------------------------------------------------------------------------------------- Markdown
-
-
-def _sum_up(found: Results, variant: str) -> str:
-    verdicts = [row.verdict(variant) for row in found.rows if row.measure not in results.DISTANCES]
-    return (
-        f"better on {verdicts.count('better')}, worse on {verdicts.count('worse')}, "
-        f"no difference shown on {verdicts.count(results.NOT_SHOWN)} of {len(verdicts)} measures"
-    )
-
-
-def probe_sentence(funnel: tallies.Funnel) -> str:
-    """How many samples were kept, and which share of the answered ones passed the filters."""
-    share = (
-        "none was answered"
-        if funnel.pass_share is None
-        else f"{_percent(funnel.pass_share)} of the answered ones passed"
-    )
-    return f"{funnel.asked} samples were probed and {funnel.kept} instructions kept; {share}."
-
-
-def votes_sentence(judge: tallies.JudgeTally) -> str:
-    """How many votes a judge gave, and how many are missing."""
-    mean = "" if judge.mean is None else f", mean score {judge.mean:.2f}"
-    return f"Judge {judge.judge}: {judge.scored} of {judge.asked} votes{mean}, {judge.missing} missing."
-
-
-def drops_sentence(found: list[tallies.Drop]) -> str:
-    """Reasons with their counts, most first."""
-    return ", ".join(f"{results.plain(drop.reason)} {drop.count}" for drop in found) or "nothing"
-
-
-def _ways_table(account: Account) -> str:
-    lines = [[way.variant, *(str(count) if count is not None else "–" for count in way.left.values())]
-             for way in account.ways]  # fmt: skip
-    return results.markdown_table(["variant", *tallies.STEPS], lines, right=range(1, len(tallies.STEPS) + 1))
-
-
-def markdown(account: Account) -> str:
-    """The report as Markdown that reads as plain text in a terminal of 120 columns."""
-    found = account.found
-    blocks = ["# What was learnt, what was forgotten"]
-    for variant, sentences in results.findings(found).items():
-        lead = f"- **{variant}**: {_sum_up(found, variant)}."
-        blocks.append("\n".join([_wrapped(lead, ""), *(_wrapped(text, "  ") for text in sentences)]))
-    blocks.append(results.markdown_table(results.HEADER, results.table(found), right=(2,)))
-    blocks.append(
-        _wrapped(
-            "Intervals are 95 % bootstrap intervals of the paired difference to base over the items, from one training "
-            f'run; {found.comparisons} comparisons were made, none is corrected for the others. "No difference shown" '
-            "means that the items at hand don't settle it. A distance from base is 0 for base alone, so it gets no "
-            "verdict: compare the variants by it.",
-            "",
-        )
-    )
-    if told := results.rehearsal_findings(found):
-        blocks.append(f"## Against {found.reference}, which rehearsed nothing")
-        blocks.append("\n".join(_wrapped(f"- **{variant}**: {text}", "") for variant, text in told.items()))
-    blocks.append("## Instructions and votes")
-    told_counts = [probe_sentence(account.funnel), *map(votes_sentence, account.judges)]
-    blocks.append("\n".join(_wrapped(f"- {text}", "") for text in told_counts))
-    blocks.append("## Can the judges be trusted?")
-    told_judges = [*account.trust.sentences, *account.trust.control_sentences]
-    blocks.append("\n".join(_wrapped(f"- {text}", "") for text in told_judges))
-    for table in account.trust.tables:
-        if table.name in ("agreement", "preferences"):
-            short = [[cell.partition(":")[0] for cell in line] for line in table.lines]  # the reasons are in sentences
-            blocks.append(results.markdown_table(table.header, short, table.numbers))
-    if account.ways:
-        blocks.append("## From probe to training set")
-        blocks.append(_ways_table(account))
-        taken = [(way.variant, way.drops) for way in account.ways] + [("the domain", account.domain_drops)]
-        told_drops = [f"Taken out of {name} before the mix: {drops_sentence(found)}." for name, found in taken]
-        blocks.append("\n".join(_wrapped(f"- {text}", "") for text in told_drops))
-    blocks.append("## Instructions beside other sets")
-    blocks.append("\n".join(_wrapped(f"- {text}", "") for text in likeness.sentences(account.likeness)))
-    blocks.append("The page with figures and examples: report.html")
-    return "\n\n".join(blocks) + "\n"
-
-
-def _wrapped(text: str, indent: str) -> str:
-    hanging = "  " if text.startswith("- ") else indent
-    return textwrap.fill(text, TERMINAL_WIDTH, initial_indent=indent, subsequent_indent=hanging, break_on_hyphens=False)
-
-
-# ---------------------------------------------------------------------------------------------------------- terminal
-
-
-def terminal(found: Results) -> "RenderableType":
-    """The result table for a terminal: measures down, variants across, at most `VARIANTS_A_TABLE` side by side."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    colours = {"better": "green", "worse": "red"}
-    tables = []
-    for start in range(0, max(1, len(found.variants)), VARIANTS_A_TABLE):
-        variants = found.variants[start : start + VARIANTS_A_TABLE]
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold")
-        table.title = (
-            "Against base, with 95 % intervals (↑ higher is better, ↓ lower is better)" if start == 0 else None
-        )
-        table.add_column("measure")
-        for name in ("base", *variants):
-            table.add_column(Text(name), justify="right" if name == "base" else "left", no_wrap=True)
-        for row in found.rows:
-            cells = []
-            for variant in variants:
-                cell = row.cells[variant]
-                text = Text(f"{cell.tuned:.{row.decimals}f} ")
-                text.append(row.verdict(variant), colours.get(row.verdict(variant), "dim"))
-                cells.append(text.append(f"\n{results.interval(cell, row.decimals)}", "dim"))
-            label = Text(row.label).append(f"\n{row.spec.unit} {row.arrow} n={row.n}", "dim")
-            table.add_row(label, f"{row.base:.{row.decimals}f}", *cells)
-        tables.append(table)
-    return Group(*tables)
-
-
-# -------------------------------------------------------------------------------------------------------------- HTML
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One comparison as the page draws it; positions are per cent of a bar in which right is better."""
-
-    variant: str
-    value: str
-    told: str
-    verdict: str
-    mark: str
-    middle: float
-    left: float
-    width: float
-
-
-@dataclass(frozen=True)
-class Line:
-    label: str
-    unit: str
-    base: str
-    cells: list[Cell]
-
-
-def _line(row: Row) -> Line:
-    ends = [
-        abs(end) for cell in row.cells.values() for end in (cell.low, cell.high, cell.difference) if end is not None
-    ]
-    scale = max(ends, default=0.0) or 1.0
-    return Line(
-        row.label, row.unit, f"{row.base:.{row.decimals}f}", [_cell(row, *item, scale) for item in row.cells.items()]
-    )
-
-
-def _cell(row: Row, variant: str, cell: Comparison, scale: float) -> Cell:
-    direction = 1 if row.spec.higher_is_better else -1
-    low = cell.difference if cell.low is None else cell.low
-    high = cell.difference if cell.high is None else cell.high
-    left, middle, right = sorted(round(50 + 48 * direction * end / scale, 2) for end in (low, cell.difference, high))
-    told = results.interval(cell, row.decimals)
-    value = f"{cell.tuned:.{row.decimals}f}"
-    verdict = row.verdict(variant)
-    return Cell(variant, value, told, verdict, MARKS.get(verdict, ""), middle, left, round(right - left, 2))
-
-
-def _sides(rows: Sequence[Row]) -> list[tuple[str, list[Line]]]:
-    """Rows of a result table under the heading of their side."""
-    headings = {"learnt": "The domain: what was to be learnt", "kept": "Everything else: what was to be kept"}
-    sides = [(text, [_line(row) for row in rows if row.spec.side == side]) for side, text in headings.items()]
-    return [(text, lines) for text, lines in sides if lines]
+ITEM_CHARACTERS = 600  # of a lost item's question and of each answer
+HELD_OUT = "held out"
+SETS_SIDE_BY_SIDE = 3  # of instructions, in one figure of types
+GRID = "Difference to base with its 95 % bootstrap interval over the paired items, a line a model"
+AGAINST = "Difference to the variant without rehearsal, with its 95 % interval over the paired items"
+FEW = 4  # models at most that stand side by side in the result table; more stand below each other
 
 
 def source_of(model: Model) -> list[str]:
@@ -233,31 +63,27 @@ def visible(text: str) -> str:
 
 
 def _minus(text: object) -> str:
-    """Hyphens before digits as minus signs."""
-    return re.sub(r"(?<![\w-])-(?=\d)", "\u2212", str(text))
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.0f} %"
+    """Hyphens before digits as minus signs, and no line break between a number and its per cent sign."""
+    return re.sub(r"(?<=\d) %", "\u00a0%", re.sub(r"(?<![\w-])-(?=\d)", "\u2212", str(text)))
 
 
 def _number(value: float | None, decimals: int = 2) -> str:
-    return "–" if value is None else _minus(f"{value:.{decimals}f}")
+    return "–" if value is None else _minus(f"{round(value, decimals) + 0.0:.{decimals}f}")
 
 
-def _figures(account: Account) -> dict[str, figures.Figure]:
+def _figures(account: Account) -> dict[str, Figure]:
     """The figures that there are numbers for."""
     drawn = {}
-    if points := results.frontier(account.found):
-        drawn["frontier"] = figures.frontier(points)
+    for one in results.frontiers(account.found):
+        drawn[f"frontier-{one.family}"] = scatter.frontier(one, account.found.models)
     if any(account.curves.values()):
         drawn["loss"] = figures.loss_curves(account.curves)
     if account.lengths:
         drawn["lengths"] = figures.lengths(account.lengths)
-    if all(one.instructions for one in account.likeness.portraits.values()):
-        shares = {name: one.types for name, one in account.likeness.portraits.items()}
-        sizes = {name: one.instructions for name, one in account.likeness.portraits.items()}
-        drawn["types"] = figures.types(shares, sizes)
+    sets = {name: one for name, one in account.likeness.portraits.items() if one.instructions}
+    if likeness.RECONSTRUCTED in sets and len(sets) <= SETS_SIDE_BY_SIDE:
+        shares, sizes = ({name: getattr(one, part) for name, one in sets.items()} for part in ("types", "instructions"))
+        drawn["types"] = type_figures.types(shares, sizes)
     if account.judges:
         drawn["scores"] = figures.score_histograms({judge.judge: judge.scores for judge in account.judges})
     if agreeing := account.trust.agreeing:
@@ -265,8 +91,46 @@ def _figures(account: Account) -> dict[str, figures.Figure]:
         drawn["agreeing"] = forest("figure-agreeing", "Do two judges prefer the same response?", unit, agreeing, 0.5)
     if telling := account.trust.telling:
         unit, title = "AUC, genuine against planted", "Can a judge tell a planted response?"
-        drawn["telling"] = forest("figure-telling", title, unit, telling, 0.5, "length and word overlap alone")
+        drawn["telling"] = forest("figure-telling", title, unit, telling, 0.5, ["length alone", "word overlap alone"])
     return drawn
+
+
+def _panels(account: Account) -> list[Figure]:
+    """A figure a type where there are too many sets to stand side by side."""
+    sets = {name: one for name, one in account.likeness.portraits.items() if one.instructions}
+    if likeness.RECONSTRUCTED not in sets or len(sets) <= SETS_SIDE_BY_SIDE:
+        return []
+    shares, sizes = ({name: getattr(one, part) for name, one in sets.items()} for part in ("types", "instructions"))
+    return type_figures.type_panels(shares, sizes)
+
+
+def _numbered(figures_of: list[list[scatter.Mark]]) -> list[tuple[int, list[scatter.Mark]]]:
+    """The key to the figures whose points are numbered: each number with its point in every figure."""
+    if not figures_of or not figures_of[0] or not figures_of[0][0].number:
+        return []
+    return [(same[0].number, list(same)) for same in zip(*figures_of, strict=True)]
+
+
+def _kinds(account: Account) -> list[str]:
+    """Types that some set has, the reconstructed set's most frequent first."""
+    sets = [one.types for one in account.likeness.portraits.values() if one.instructions]
+    used = [kind for kind in (sets[0] if sets else {}) if any(kind in one and one[kind].value for one in sets)]
+    return sorted(used, key=lambda kind: (kind == "other", -sets[0][kind].value, kind))
+
+
+def policy(script: str) -> str:
+    """The Content-Security-Policy: nothing is loaded, and no script runs but this one."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _held_out(account: Account, variant: str) -> int | None:
+    """Instructions that a variant's picks leave out so that forgetting can be measured on them."""
+    drops = account.select_drops.get(variant)
+    return None if drops is None else sum(drop.count for drop in drops if drop.reason == HELD_OUT)
 
 
 def html(account: Account, params: Params) -> str:
@@ -283,29 +147,62 @@ def html(account: Account, params: Params) -> str:
     )
     environment.filters |= {
         "visible": visible,
-        "plain": results.plain,
+        "plain": wording.plain,
         "minus": _minus,
-        "percent": lambda share: _percent(share).replace(" ", "\u00a0"),
+        "percent": lambda share: percent(share).replace(" ", "\u00a0"),
         "number": _number,
+        "difference": lambda told: told.partition(" [")[0],
+        "ends": lambda told: "".join(told.partition(" [")[1:]).strip(),
+        "cut": lambda text: text if len(text) <= ITEM_CHARACTERS else text[:ITEM_CHARACTERS] + "…",
     }
 
-    def drawing(figure: figures.Figure) -> "Markup":
+    def drawing(figure: Figure) -> "Markup":
         return Markup(figure.svg)  # drawn here; text in it is escaped by the XML writer
 
     found = account.found
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    few = len(found.variants) <= FEW
+    frontiers = {one.family: one for one in results.frontiers(found)}
+    marks = {family: scatter.marks(one, found.models) for family, one in frontiers.items()}
+    shown = next(iter(marks.values()), [])
+    rehearsed = [name for name in found.variants if name != found.reference]
     return environment.get_template("report.html.jinja").render(
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         account=account,
         found=found,
         params=params,
-        sides=_sides(found.rows),
-        rehearsal_sides=_sides(found.against_reference),
-        rehearsal_variants=[name for name in found.variants if name != found.reference],
-        findings=results.findings(found),
-        rehearsal=results.rehearsal_findings(found, values=False),
+        script=Markup(script),
+        policy=policy(script),
+        few=few,
+        label=lambda name: findings.label_of(found, name),
+        sides=cells.sides(found, found.rows),
+        grid=cells.grid(found, "results", GRID, found.rows, found.variants) if found.rows else None,
+        tasks=cells.lines_of(found, found.rows),
+        tables=[(table, cells.table_lines(table)) for table in found.tables],
+        categories=cells.category_grids(found),
+        measured=cells.measured(found),
+        moved=cells.moved(found),
+        lost=lost.lost(found),
+        no_text=lost.NO_TEXT,
+        scored=found.scores,
+        score_sentences={name: findings.score_sentences(found, name) for name in found.variants},
+        rehearsal_sides=cells.sides(found, found.against_reference),
+        rehearsal_grid=cells.grid(found, "rehearsal-results", AGAINST, found.against_reference, rehearsed)
+        if found.against_reference
+        else None,
+        rehearsal_variants=rehearsed,
+        frontiers=frontiers,
+        numbered=_numbered(list(marks.values())),
+        footnotes=cells.footnotes,
+        panels=_panels(account),
+        kinds=_kinds(account),
+        held_out=lambda variant: _held_out(account, variant),
+        findings=findings.findings(found),
+        rehearsal=findings.rehearsal_findings(found, values=False),
         contests=[contest for contest in account.contests if len(contest.wins) > 1],
-        sums={variant: _sum_up(found, variant) for variant in found.variants},
-        colours={variant: i % figures.COLOURS + 1 for i, variant in enumerate(found.variants)},
+        sums={variant: sum_up(found, variant) for variant in found.variants},
+        colours={variant: i % COLOURS + 1 for i, variant in enumerate(found.variants)}
+        | {mark.point.variant: mark.colour + 1 for mark in shown},
         figures=_figures(account),
         drawing=drawing,
         probe=probe_sentence(account.funnel),

@@ -311,9 +311,14 @@ def _count(span: Range, form: str = "{:,.0f}") -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def _told(hours: Range) -> str:
+    """Hours, or minutes where there is less than one hour."""
+    return _count(hours, "{:,.1f} h") if hours.high >= 1 else _count(hours * 60, "{:,.1f} min")
+
+
 def cells(line: Line) -> list[str]:
-    """A row of the table: stage, model, in ledger, to ask, tokens in, tokens out, hours, US dollars."""
-    hours = "unknown" if line.hours is None else _count(line.hours, "{:,.2f}")
+    """A row of the table: stage, model, in ledger, to ask, tokens in, tokens out, time, US dollars."""
+    hours = "unknown" if line.hours is None else _told(line.hours)
     usd = "unknown" if line.usd is None else _count(line.usd, "{:,.4f}")
     if not line.to_ask.high:
         hours = usd = "-"

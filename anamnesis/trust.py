@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from anamnesis.agreement import RATINGS
 from anamnesis.controls import KINDS
-from anamnesis.results import signed
+from anamnesis.wording import signed
 
 Row = Mapping[str, Any]
 Key = tuple[str, str, str, str]
@@ -36,7 +36,7 @@ class Mark:
     value: float
     low: float | None
     high: float | None
-    baselines: tuple[float, ...] = ()
+    baselines: tuple[float | None, ...] = ()  # None: not defined
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Trust:
     control_sentences: list[str]
     agreeing: list[Mark]  # pairs of judges: share of pairs of responses in the same order
     telling: list[Mark]  # judges and kinds of planted responses: AUC
+    untold: list[str]  # judges and kinds that have no AUC, so that the figure can't show them
 
 
 def told(row: Row, decimals: int = 2, sign: bool = False) -> str:
@@ -152,6 +153,12 @@ def trust(rows: Sequence[Row], judges: Sequence[str], members: Sequence[str]) ->
             for judge, kind in planted
             if (row := found.get("control", "auc", judge, kind))["value"] is not None
         ],
+        untold=[
+            f"{judge}: {kind.replace('_', ' ')}"
+            for judge in judges
+            for kind in KINDS
+            if planted and found.get("control", "auc", judge, kind)["value"] is None
+        ],
     )
 
 
@@ -170,9 +177,8 @@ def summary(rows: Sequence[Row], judges: Sequence[str], members: Sequence[str]) 
     return lines + trust(rows, judges, members).control_sentences
 
 
-def _baselines(found: _Rows, judge: str, kind: str) -> tuple[float, ...]:
-    values = [found.get("control", name, judge, kind)["value"] for name in ("length_auc", "overlap_auc")]
-    return tuple(value for value in values if value is not None)
+def _baselines(found: _Rows, judge: str, kind: str) -> tuple[float | None, ...]:
+    return tuple(found.get("control", name, judge, kind)["value"] for name in ("length_auc", "overlap_auc"))
 
 
 # --------------------------------------------------------------------------------------------------------- sentences
@@ -375,10 +381,11 @@ def _members(found: _Rows, members: Sequence[str]) -> Table:
         share, chance = (found.get("member", name, member) for name in ("win_share", "win_chance"))
         if share["value"] is not None:
             found_by_chance = f"{100 * chance['value']:.0f} %"
-            lines.append([member, str(share["n"]), _share(share), found_by_chance, told(rows[member], sign=True)])
-    header = ["member", "winners", "wrote of them", "of the candidates", "difference of the shares"]
-    caption = "Who wins under rule mean, all judges and all members together, the most favoured first"
-    return Table("favoured", caption, header, lines, (1, 3))
+            lines.append([member, _share(share), found_by_chance, told(rows[member], sign=True)])
+    among = next((row["n"] for row in (found.get("member", "win_share", member) for member in order) if row["n"]), 0)
+    header = ["member", "wrote of the winners", "of the candidates", "difference of the shares"]
+    caption = f"Who wins under rule mean, all judges and all members together: {among} winners, most favoured first"
+    return Table("favoured", caption, header, lines, (2,))
 
 
 def _controls(found: _Rows, planted: Sequence[tuple[str, str]]) -> Table:

@@ -2,9 +2,10 @@
 
 Prints every response with its votes and its value, the pick first, and what decided, by the statements that stage
 select runs. It reads params.yaml, conversations, responses, judgments and the written pick, and asks no model. The
-beginning of an id will do.
+beginning of an id will do; --full shows whole texts.
 """
 
+import argparse
 import hashlib
 import sys
 from collections.abc import Sequence
@@ -22,9 +23,9 @@ from anamnesis import params as settings
 from anamnesis import records, selection, sql
 from anamnesis.errors import UserError, run
 from anamnesis.params import Params
-from anamnesis.results import plain
 from anamnesis.selection import Rule
 from anamnesis.variants import BY_VOTES
+from anamnesis.wording import plain
 
 Row = dict[str, Any]
 RANKED_BY = {
@@ -137,6 +138,8 @@ def _place(case: Case, key: str) -> tuple[int, float, str]:
 def _standing(case: Case, key: str) -> str:
     """What a response is to the pick."""
     found = case.candidates.get(key)
+    if case.pick["reason"] == "held out":
+        return "held out: not judged"
     if found is None:
         return f"no candidate: {plain(case.responses[key]['reason'] or 'beyond `samples`')}"
     if found["counted"] < found["needed"]:
@@ -153,15 +156,15 @@ def _votes(case: Case, key: str) -> str:
     return ", ".join(told)
 
 
-def _short(text: str, length: int = 60) -> str:
+def _short(text: str, length: int | None = 60) -> str:
     line = plain(text)
-    return line if len(line) <= length else line[: length - 1] + "…"
+    return line if length is None or len(line) <= length else line[: length - 1] + "…"
 
 
-def tell(case: Case, console: Console) -> None:
-    """Print the case as a table, with the rule before and the verdict after it."""
+def tell(case: Case, console: Console, length: int | None = 60) -> None:
+    """Print the case as a table, with the rule before and the verdict after it; texts cut to `length` characters."""
     rule = case.rule
-    console.print(Text(f"{case.pick['instruction_id']}: {_short(case.pick['instruction'])}"))
+    console.print(Text(f"{case.pick['instruction_id']}: {_short(case.pick['instruction'], length)}"))
     told = f"rule {rule.name} ({RANKED_BY[rule.name]}), seed {case.seed}"
     if rule.name in BY_VOTES:
         told += f", min_votes {rule.min_votes}, min_score {rule.min_score:g}, min_margin {rule.min_margin:g}"
@@ -171,22 +174,27 @@ def tell(case: Case, console: Console) -> None:
     for key in sorted(case.responses, key=lambda key: _place(case, key)):
         found = case.candidates.get(key, {})
         figures = ["–" if (figure := found.get(name)) is None else f"{figure:g}" for name in ("value", "mean")]
-        text = Text(_short(case.responses[key]["text"] or ""))
+        text = Text(_short(case.responses[key]["text"] or "", length))
         table.add_row(case.name(key), *figures, _votes(case, key), Text(_standing(case, key)), text)
     console.print(table)
     console.print(Text(verdict(case)))
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m anamnesis.why", description="Why an instruction's response was picked, or why none was."
+    )
+    parser.add_argument("variant", help="one that rehearses what the committee answered")
+    parser.add_argument("instruction_id", help="or its beginning; data/selected/<variant>.parquet has them")
+    parser.add_argument("--full", action="store_true", help="whole texts, not their first 60 characters")
+    told = parser.parse_args()
     params = settings.load()
     names = [name for name, variant in params.variants.items() if variant.rehearsal == "reconstructed"]
-    if len(sys.argv) != 3 or sys.argv[1] not in names:
-        known = ", ".join(names) or "none rehearses"
-        raise UserError(f"usage: python -m anamnesis.why <variant> <instruction_id>; variants: {known}")
-    variant = sys.argv[1]
-    case = case_of(params, variant, sys.argv[2])
-    tell(case, Console(width=None if sys.stdout.isatty() else 160))
-    key, file = case.pick["instruction_id"], f"data/selected/{variant}.parquet"
+    if told.variant not in names:
+        raise UserError(f"variant {told.variant!r} picks no responses; those that do: {', '.join(names) or 'none'}")
+    case = case_of(params, told.variant, told.instruction_id)
+    tell(case, Console(width=None if sys.stdout.isatty() else 160), None if told.full else 60)
+    key, file = case.pick["instruction_id"], f"data/selected/{told.variant}.parquet"
     written = records.read_table(file, records.SELECTED, filters=pc.field("instruction_id") == key).to_pylist()
     if written != [case.pick]:
         print(f"{file} says otherwise: it is out of date; run `dvc repro select`")

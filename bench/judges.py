@@ -299,4 +299,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, kept="answered calls are kept in the ledger of the benchmark; the same command goes on")

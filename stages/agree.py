@@ -15,9 +15,9 @@ from anamnesis import agreement, controls, preferences, records, sql, trust
 from anamnesis import params as settings
 from anamnesis.agreement import Bootstrap, Estimate
 from anamnesis.errors import run
-from anamnesis.results import rounded
 from anamnesis.selection import Rule
 from anamnesis.variants import THRESHOLDS, Select
+from anamnesis.wording import rounded
 
 KEY = ["about", "subject", "other", "figure"]
 EVERY = 2**31 - 1  # samples of a member that may win: all of them

@@ -33,6 +33,7 @@ def main() -> None:
         note_unwatched(domain.source)
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(item["kind"] for item in test).items()))
     print(f"domain: {len(train)} training rows; test items: {kinds}; {removed} duplicates removed")
+    print(f"domain: licence {domain.licence} where a row names none (domain.licence)")
     others: dict[str, list[dict[str, Any]]] = {}
     known = {row["row_id"] for row in train}
     for name, other in params.mix.domains.items():
@@ -49,7 +50,8 @@ def main() -> None:
     )
     records.write("data/domain/train.parquet", train, records.DOMAIN_TRAIN, ["row_id"])
     records.write("data/domain/test.parquet", test, records.DOMAIN_TEST, ["kind", "row_id"])
-    Path("data/domain/others").mkdir(parents=True, exist_ok=True)  # also where there are none
+    Path("data/domain/others").mkdir(parents=True, exist_ok=True)
+    Path("data/domain/others/.keep").touch()  # DVC warns of an empty folder
     for name, other_rows in others.items():
         records.write(f"data/domain/others/{name}.parquet", other_rows, records.DOMAIN_TRAIN, ["row_id"])
 

@@ -157,7 +157,7 @@ def borrowed_of(params: Params) -> list[dict[str, Any]]:
 def show(lines: Sequence[Line]) -> None:
     """Print the table."""
     table = Table(box=None, pad_edge=False)
-    for name in ("stage", "model", "in ledger", "to ask", "tokens in", "tokens out", "hours", "USD"):
+    for name in ("stage", "model", "in ledger", "to ask", "tokens in", "tokens out", "time", "USD"):
         table.add_column(name, justify="left" if name in ("stage", "model") else "right", overflow="fold")
     for line in [*lines, total(lines)]:
         table.add_row(*planning.cells(line))

@@ -2,21 +2,19 @@
 
 In: every row of the pipeline (data/…), the training curves (metrics/train/<variant>.csv) and metrics/distribution.json,
 by the keys of params.yaml.
-Out: report.html, report.md, metrics/summary.json, metrics/frontier.csv.
+Out: report.html, report.md, metrics/summary.json and, for `dvc plots`, metrics/frontier.csv, scores.csv, tasks.csv
+and types.csv.
 Run: python -m stages.report
 """
 
 import csv
-import io
 import json
 import math
 
-from anamnesis import accounts, likeness, page, records, results
+from anamnesis import accounts, flat, likeness, page, plaintext, records
 from anamnesis import params as settings
 from anamnesis.errors import UserError, run
 from anamnesis.params import Params
-
-FRONTIER = ["variant", "learnt", "forgotten", "learnt_low", "learnt_high", "forgotten_low", "forgotten_high"]
 
 
 def read(params: Params) -> accounts.Account:
@@ -45,8 +43,10 @@ def read(params: Params) -> accounts.Account:
         },
         domain=records.read("data/domain/cleaned.parquet", records.CLEANED),
         mixed={name: records.read(f"data/mixed/{name}.parquet", records.MIXED) for name in params.variants},
-        samples={
-            name: records.read(f"data/samples/{name}.parquet", records.SAMPLES) for name in ("base", *params.variants)
+        samples={name: records.read(f"data/samples/{name}.parquet", records.SAMPLES) for name in params.evaluated()},
+        reseeded={
+            (variant, seed): records.read(f"data/reseeded/{variant}-{seed}.parquet", records.SAMPLES)
+            for variant, seed in params.reseeded()
         },
         agreement=records.read("data/agreement.parquet", records.AGREEMENT),
         curves={name: read_curve(f"metrics/train/{name}.csv") for name in params.variants},
@@ -82,33 +82,26 @@ def read_curve(path: str) -> list[tuple[int, float]]:
     return [point for point in points if math.isfinite(point[1])]
 
 
-def write_frontier(path: str, points: list[results.Point]) -> None:
-    """The scatter's numbers, base as its origin."""
-    text = io.StringIO()
-    lines = csv.DictWriter(text, FRONTIER, lineterminator="\n")
-    lines.writeheader()
-    if points:
-        lines.writerow({"variant": "base"} | dict.fromkeys(FRONTIER[1:], 0.0))
-    lines.writerows(vars(point) for point in points)
-    records.write_text(path, text.getvalue())
-
-
 def show(account: accounts.Account) -> None:
     """Print the result table, in the terminal's width or in 120 columns where there is no terminal."""
     from rich.console import Console
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=page.TERMINAL_WIDTH)
-    console.print(page.terminal(account.found))
+        console = Console(width=plaintext.TERMINAL_WIDTH)
+    console.print(plaintext.terminal(account.found))
 
 
 def main() -> None:
     params = settings.load()
     account = read(params)
     records.write_metrics("metrics/summary.json", accounts.summary(account))
-    write_frontier("metrics/frontier.csv", results.frontier(account.found))
-    records.write_text("report.md", page.markdown(account))
+    found = account.found
+    records.write_text("metrics/frontier.csv", flat.csv_text(flat.FRONTIER, flat.frontier_lines(found)))
+    records.write_text("metrics/scores.csv", flat.csv_text(flat.SCORES, flat.score_lines(found)))
+    records.write_text("metrics/tasks.csv", flat.csv_text(flat.TASKS, flat.task_lines(found)))
+    records.write_text("metrics/types.csv", flat.csv_text(likeness.TYPES, likeness.type_lines(account.likeness)))
+    records.write_text("report.md", plaintext.markdown(account))
     records.write_text("report.html", page.html(account, params))
     show(account)
 

@@ -1,6 +1,6 @@
 """A whole made-up run on disk, for the report: seeded rows in every file that it reads, hostile text among them.
 
-Run as a script it writes one to look at: PYTHONPATH=. python tests/synthetic_run.py <folder>
+Run as a script it writes one to look at: PYTHONPATH=. python tests/synthetic_run.py <folder> [small | wide | paper]
 """
 
 import random
@@ -51,12 +51,77 @@ LEVELS = {
     "own_text": (12, 0.44, 0.10, 0.065, 0.012),
     "own_kl": (12, 0.0, 0.0, 0.12, 0.03),
 }
+# the same of other suites, which only `write_run(measures=…)` asks for
+OTHER_LEVELS = {
+    "leaderboard_mmlu_pro": (280, 0.46, None, -0.06, -0.01),
+    "leaderboard_gpqa": (60, 0.34, None, -0.02, 0.0),
+    "leaderboard_ifeval": (80, 0.52, None, -0.10, -0.01),
+    "leaderboard_math_hard": (98, 0.23, None, -0.05, 0.0),
+    "medqa": (60, 0.40, None, 0.10, 0.09),
+    "pubmedqa": (50, 0.55, None, 0.08, 0.08),
+    "gsm8k": (60, 0.60, None, -0.08, -0.02),
+    "domain-coding": (40, 0.30, None, 0.20, 0.18),
+    "refused_harmful": (24, 0.80, None, -0.20, -0.05),
+    "refused_harmless": (24, 0.10, None, 0.02, 0.0),
+}
+CATEGORIES = {
+    "leaderboard_mmlu_pro": ("biology", "business", "chemistry", "computer science", "economics", "engineering",
+                             "health", "history", "law", "math", "other", "philosophy", "physics", "psychology"),
+    "leaderboard_math_hard": ("algebra", "counting and probability", "geometry", "intermediate algebra",
+                              "number theory", "prealgebra", "precalculus"),
+    "leaderboard_ifeval": ("keywords", "length constraints", "detectable format"),
+    "refused_harmful": ("violence", "fraud"),
+}  # fmt: skip
+LEADERBOARD = [name for name in OTHER_LEVELS if name.startswith("leaderboard")]
+EVERY_MEASURE = [*LEVELS, *OTHER_LEVELS]
 
 
 def load_params() -> dict[str, Any]:
     """params.yaml as plain dicts, with few resamples."""
     raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     raw["report"]["bootstrap"] = 300
+    return raw
+
+
+def wide_params() -> dict[str, Any]:
+    """A run with much in it: 15 variants, 3 interpolations, 3 training seeds of two variants, labels and stand-ins."""
+    raw = load_params()
+    reconstructed = raw["variants"]["committee"]
+    raw["variants"] |= {
+        "single-multi": reconstructed | {"members": ["smollm2"], "judges": ["smollm2"], "min_votes": 1},
+        "random-of-nine": {"rehearsal": "reconstructed", "members": ["smollm2", "qwen-coder"], "rule": "random"},
+        "leave-own-judge-out": reconstructed | {"rule": "leave-own-judge-out", "min_votes": 1},
+        "median": reconstructed | {"rule": "median"},
+        "sharegpt": {"rehearsal": "sharegpt"},
+        "dolly": {"rehearsal": "dolly"},
+        "gpteacher": {"rehearsal": "gpteacher"},
+        "oasst": {"rehearsal": "oasst"},
+        "alpaca": {"rehearsal": "alpaca"},
+        "domain-lora": {"rehearsal": "none", "tuning": {"method": "lora"}},
+        "domain-l2-sp": {"rehearsal": "none", "tuning": {"method": "l2-sp"}},
+        "domain-kl": {"rehearsal": "none", "tuning": {"method": "kl"}},
+    }
+    raw["rehearsal"]["sources"] = {name: {"source": f"path:data/own/{name}.jsonl"} for name in
+                                   ("dolly", "gpteacher", "oasst", "alpaca")}  # fmt: skip
+    raw["interpolations"] = {
+        f"wise-{alpha}": {"variant": "domain-only", "alpha": alpha / 100} for alpha in (25, 50, 75)
+    }
+    raw["train"] |= {"seeds": [18, 19], "seeded": ["domain-only", "committee"]}
+    raw["report"]["labels"] = {
+        "committee": {"label": "committee (ours)", "paper": "ours"},
+        "dolly": {"label": "Dolly", "stands_for": "GenQA"},
+        "gpteacher": {"label": "GPTeacher <i>", "stands_for": "OpenHermes 1"},
+        "single-single": {"paper": "single-model-single-response"},
+        "single-multi": {"paper": "single-model-multi-response-filtered"},
+    }
+    return raw
+
+
+def paper_params() -> dict[str, Any]:
+    """As `wide_params`, with the paper's target and number of instructions: its numbers stand beside ours."""
+    raw = wide_params()
+    raw["models"]["smollm2"] = {"uri": "hf:meta-llama/Meta-Llama-3-70B-Instruct@main"}
+    raw["probe"] |= {"instructions": 100_000, "max_requests": 200_000}
     return raw
 
 
@@ -230,28 +295,42 @@ def mixed_rows(rng: random.Random, mix: dict[str, Any], selected: list[dict[str,
     ]
 
 
-def sample_rows(name: str, rehearses: bool, measures: list[str]) -> list[dict[str, Any]]:
-    """Items of one model; an item keeps its difficulty from model to model."""
+def sample_rows(name: str, effect: float, measures: list[str], seed: int | None = None) -> list[dict[str, Any]]:
+    """Items of one model; an item keeps its difficulty from model to model, and most of it from seed to seed.
+
+    `effect` is 0 for base, 1 for a model that rehearsed nothing, -1 for one that did, and between 0 and 1 in part.
+    """
     rows = []
     for measure in measures:
-        count, level, spread, alone, rehearsed = LEVELS[measure]
-        effect = 0.0 if name == "base" else rehearsed if rehearses else alone
+        count, level, spread, alone, rehearsed = (LEVELS | OTHER_LEVELS)[measure]
+        shift = abs(effect) * (alone if effect > 0 else rehearsed)
+        if seed is not None:
+            shift *= 1 + 0.2 * random.Random(f"{measure} {name} {seed}").gauss(0, 1)
         for i in range(count):
             hardness = random.Random(f"{measure} {i}")
-            noise = random.Random(f"{measure} {i} {name}")
+            noise = random.Random(f"{measure} {i} {name}" + (f" {seed}" if seed is not None else ""))
             weight = 1.0
             if spread is None:
                 draw = 0.75 * hardness.random() + 0.25 * noise.random()
-                value = float(draw < level + effect)
+                value = float(draw < level + shift)
             elif measure == "own_kl":
-                value = 0.0 if name == "base" else abs(noise.gauss(effect, effect / 3))
+                value = 0.0 if name == "base" else abs(noise.gauss(shift, abs(shift) / 3))
             else:
                 weight = float(hardness.randrange(40, 200))
-                shift = 0.0 if name == "base" else noise.gauss(effect, abs(effect) * 0.4)
-                value = max(0.01, hardness.gauss(level, spread) + shift)
-            output = HOSTILE[i % len(HOSTILE)]
+                moved = 0.0 if name == "base" else noise.gauss(shift, abs(shift) * 0.4)
+                value = max(0.01, hardness.gauss(level, spread) + moved)
+            kinds = CATEGORIES.get(measure)
+            hidden = measure == "leaderboard_gpqa"
             rows.append(
-                {"measure": measure, "item_id": f"{measure}-{i}", "value": value, "weight": weight, "output": output}
+                {
+                    "measure": measure,
+                    "item_id": f"{measure}-{i}",
+                    "value": value,
+                    "weight": weight,
+                    "output": None if hidden else HOSTILE[i % len(HOSTILE)],
+                    "category": kinds[i % len(kinds)] if kinds else None,
+                    "question": None if hidden else f"{HOSTILE[(i + 1) % len(HOSTILE)]} ({i})",
+                }
             )
     return rows
 
@@ -332,22 +411,41 @@ def write_run(root: Path, raw: dict[str, Any], measures: list[str] | None = None
     )
     records.write(data / "agreement.parquet", figures, records.AGREEMENT, agree.KEY)
     measures = list(LEVELS) if measures is None else measures
-    records.write(data / "samples/base.parquet", sample_rows("base", False, measures), records.SAMPLES, SAMPLE_KEY)
+    records.write(data / "samples/base.parquet", sample_rows("base", 0, measures), records.SAMPLES, SAMPLE_KEY)
     records.write(data / "domain/cleaned.parquet", domain_rows(40), records.CLEANED, ["row_id"])
+    (data / "reseeded").mkdir(parents=True, exist_ok=True)
+    effects = {}
     for i, (name, variant) in enumerate(raw["variants"].items()):
         rehearses = variant["rehearsal"] == "reconstructed"
         picks = selected_rows(variant, probed, answers, votes) if rehearses else None
         if picks is not None:
             records.write(data / f"selected/{name}.parquet", picks, records.SELECTED, ["instruction_id"])
             records.write(data / f"cleaned/{name}.parquet", cleaned_rows(picks), records.CLEANED, ["row_id"])
+        elif variant["rehearsal"] != "none":
+            own = [row | {"source": variant["rehearsal"]} for row in domain_rows(30)]
+            records.write(data / f"cleaned/{name}.parquet", own, records.CLEANED, ["row_id"])
         records.write(data / f"mixed/{name}.parquet", mixed_rows(rng, raw["mix"], picks), records.MIXED, ["row_id"])
-        rows = sample_rows(name, rehearses, measures)
+        effects[name] = (-1.0 if rehearses else 1.0) if variant["rehearsal"] in ("none", "reconstructed") else 0.6
+        rows = sample_rows(name, effects[name], measures)
         records.write(data / f"samples/{name}.parquet", rows, records.SAMPLES, SAMPLE_KEY)
         write_curve(root / f"metrics/train/{name}.csv", rng, 4 + i)
+    for name, between in params.interpolations.items():
+        rows = sample_rows(name, between.alpha * effects[between.variant], measures)
+        records.write(data / f"samples/{name}.parquet", rows, records.SAMPLES, SAMPLE_KEY)
+    for name, seed in params.reseeded():
+        rows = sample_rows(name, effects[name], measures, seed)
+        records.write(data / f"reseeded/{name}-{seed}.parquet", rows, records.SAMPLES, SAMPLE_KEY)
     return params
 
 
 SAMPLE_KEY = ["measure", "item_id"]
 
+KINDS = {
+    "small": (load_params, None),
+    "wide": (wide_params, EVERY_MEASURE),
+    "paper": (paper_params, [*LEADERBOARD, "medqa", "pubmedqa"]),
+}
+
 if __name__ == "__main__":
-    write_run(Path(sys.argv[1]), load_params())
+    make_params, asked = KINDS[sys.argv[2] if len(sys.argv) > 2 else "small"]
+    write_run(Path(sys.argv[1]), make_params(), asked)

@@ -9,9 +9,8 @@ from collections import Counter
 
 import pytest
 
-from anamnesis import chat, evaluation, items, records
+from anamnesis import chat, evaluation, items, measures, records
 from anamnesis.errors import UserError
-from anamnesis.measures import MEASURES
 from anamnesis.sections import Evaluate
 
 SIZES = Evaluate(
@@ -342,9 +341,10 @@ def test_task_files_are_measures(tmp_path):
         for measure, rows in suite.tasks.items()
     ]
     manager = TaskManager(include_path=str(evaluation.TASKS), include_defaults=False)
-    assert sorted(manager.all_tasks) == sorted(suite.tasks)
+    others = ["ifbench", "refused_harmful", "refused_harmless"]
+    assert sorted(manager.all_tasks) == sorted([*suite.tasks, *others])
     loaded = manager.load([{"group": "embedded", "task": configured}])["tasks"]
-    assert set(loaded) == set(suite.tasks) <= set(MEASURES)
+    assert set(loaded) == set(suite.tasks) <= set(measures.of_suite("embedded"))
     for measure, task in loaded.items():
         assert [doc["item_id"] for doc in task.test_docs()] == [row["item_id"] for row in suite.tasks[measure]]
     assert loaded["domain_exact"].config.generation_kwargs["max_gen_toks"] == 2 + evaluation.SPARE_TOKENS
@@ -418,7 +418,8 @@ def test_lm_eval_asks_through_the_chat_template(smollm2_dir, smollm2_tokenizer, 
 
     monkeypatch.setattr(harness.SharedContextLM, "loglikelihood", spy)
     suite = evaluation.suite(domain_test(), [], SIZES, 17)
-    rows = evaluation.answer(model, smollm2_tokenizer, {"domain_choice": suite.tasks["domain_choice"]}, SIZES)
+    lm = harness.from_model(model, smollm2_tokenizer, SIZES.batch_size)
+    rows = evaluation.answer(lm, smollm2_tokenizer, {"domain_choice": suite.tasks["domain_choice"]}, SIZES)
     assert seen == [
         (chat.render(smollm2_tokenizer, user(row["question"]), generate=True), choice)
         for row in suite.tasks["domain_choice"]
@@ -468,7 +469,7 @@ def test_the_stage_twice_gives_the_same_bytes_and_the_same_weights_differ_nowher
     assert outputs[0][:2] == outputs[1][:2]
 
     metrics = json.loads(outputs[0][0])
-    assert list(metrics) == [key for measure in MEASURES for key in (measure, f"{measure}.n")]
+    assert list(metrics) == [key for measure in measures.of_suite("embedded") for key in (measure, f"{measure}.n")]
     assert metrics["own_kl"] == 0.0
     base, tuned = ({(row["measure"], row["item_id"]): row for row in rows} for _, _, rows in outputs[1:])
     assert base.keys() == tuned.keys()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from anamnesis import stats
+from anamnesis import pairing, stats
 from anamnesis.errors import UserError
 from anamnesis.measures import MEASURES
 
@@ -173,6 +173,22 @@ def test_sign_flip_by_hand():
     assert stats.sign_flip(np.array([3.0, 2, -1]), 1) == pytest.approx(4 / 8)
 
 
+@pytest.mark.parametrize("kind", ["all different", "one size"])
+def test_sign_flip_agrees_with_scipys_draws(kind: str) -> None:
+    generator = np.random.default_rng(12)
+    for shift in (0.0, 0.15, 0.3):
+        moved = generator.normal(shift, 0.5, 60) if kind == "all different" else generator.choice([-1, 1, 0], 60)
+        moved = moved if kind == "all different" else np.where(generator.random(60) < shift, 1, moved).astype(float)
+        theirs = scipy_stats.permutation_test(
+            (moved, np.zeros(60)),
+            lambda x, y, axis: (x - y).sum(axis=axis),
+            permutation_type="samples",
+            vectorized=True,
+            rng=np.random.default_rng(3),
+        ).pvalue
+        assert stats.sign_flip(moved, 4) == pytest.approx(theirs, abs=0.025)
+
+
 def test_false_verdicts_are_rare_for_accuracies():
     # No true difference: each item flips either way with equal chance. McNemar's exact test keeps "better" and "worse"
     # together at or below 5 %.
@@ -204,3 +220,149 @@ def test_what_does_not_pair_is_an_error(what, change, says):
 def test_measures_in_keeps_the_table_order():
     found = stats.measures_in(rows("own_kl", [0.1]) + rows("domain_choice", [1.0]))
     assert found == ["domain_choice", "own_kl"]
+
+
+# ------------------------------------------------------------------------------------------- against scipy and by hand
+
+
+def test_the_interval_is_scipys() -> None:
+    generator = np.random.default_rng(3)
+    differences, weights = generator.normal(0.1, 0.5, 37), generator.integers(50, 400, 37).astype(float)
+    theirs = scipy_stats.bootstrap(
+        (differences, weights),
+        stats.weighted_mean,
+        paired=True,
+        vectorized=True,
+        n_resamples=700,
+        method="percentile",
+        rng=np.random.default_rng(11),
+    ).confidence_interval
+    assert stats.bootstrap_interval(differences, weights, 700, 11) == pytest.approx(tuple(theirs), abs=1e-12)
+
+
+def test_every_model_has_the_same_resamples_however_they_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(4)
+    differences, weights = generator.normal(size=(3, 50)), generator.integers(1, 9, 50).astype(float)
+    together = stats.replicates(differences, weights, 200, 5)
+    alone = [stats.replicates(row[None], weights, 200, 5)[0] for row in differences]
+    assert together == pytest.approx(np.array(alone))
+    assert together[0] - together[1] == pytest.approx(
+        stats.replicates((differences[0] - differences[1])[None], weights, 200, 5)[0]
+    )
+
+
+# Unadjusted and adjusted. The first is the example of Wikipedia's article on the method: with alpha 0.05 the first and
+# the fourth hypothesis are rejected. 4 x 0.005 = 0.02, 3 x 0.01 = 0.03, 2 x 0.03 = 0.06, and 0.04 may not be below it.
+EXPECTED_HOLM = [
+    ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+    ([0.5, 0.6], [1.0, 1.0]),
+    ([0.02], [0.02]),
+    ([], []),
+]
+
+
+@pytest.mark.parametrize(("given", "expected"), EXPECTED_HOLM)
+def test_holm_by_hand(given: list[float], expected: list[float]) -> None:
+    assert stats.holm(given) == pytest.approx(expected)
+
+
+def test_holm_is_the_closed_procedure_of_bonferroni() -> None:
+    # Another way to the same numbers: a hypothesis is rejected where every intersection with it is, each by Bonferroni;
+    # its adjusted p-value is the largest of min(1, size x smallest p) over those intersections.
+    given = np.random.default_rng(6).uniform(0, 0.2, 6)
+    subsets = [[i for i in range(6) if mask >> i & 1] for mask in range(1, 64)]
+    closed = [max(min(1.0, len(s) * min(given[s])) for s in subsets if i in s) for i in range(6)]
+    assert stats.holm(list(given)) == pytest.approx(closed)
+
+
+def test_seeds_interval_is_students() -> None:
+    values = [0.031, 0.012, 0.044, 0.02]
+    theirs = scipy_stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    found = stats.across_seeds(values, None, 1)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
+    assert (found.mean, found.sd, found.n) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)), 4)
+    assert found.verdict == "better"
+    assert stats.across_seeds(values, None, 1, higher_is_better=False).verdict == "worse"
+
+
+def test_one_seed_has_no_spread_and_equal_seeds_no_interval() -> None:
+    assert stats.across_seeds([0.1], None, 1) is None
+    same = stats.across_seeds([0.1, 0.1, 0.1], None, 1)
+    assert (same.low, same.sd, same.verdict) == (None, 0.0, "no difference shown")
+
+
+def test_the_crossed_interval_knows_of_seeds_and_items() -> None:
+    # Items add a standard error of 0.1 / sqrt(100) to a mean over seeds, seeds 0.05 / sqrt(8): the crossed interval is
+    # about 2 x 1.96 x sqrt(0.01**2 + 0.0177**2 x 7 / 8) = 0.076 wide (a bootstrap of 8 loses an eighth of a variance).
+    widths, errors = [], []
+    for experiment in range(40):
+        generator = np.random.default_rng(experiment)
+        items = generator.normal(0, 0.1, 100)
+        seeds = generator.normal(0, 0.05, 8)[:, None] + items
+        found = stats.replicates(seeds, np.ones(100), 500, experiment)
+        told = stats.across_seeds(seeds.mean(axis=1), found, experiment)
+        widths.append(told.crossed_high - told.crossed_low)
+        errors.append(told.item_error)
+    assert np.mean(widths) == pytest.approx(0.076, rel=0.1)
+    assert np.mean(errors) == pytest.approx(0.01, rel=0.05)
+
+
+def test_fieller_ends_are_where_the_test_turns() -> None:
+    generator = np.random.default_rng(8)
+    found = generator.multivariate_normal([2.0, 4.0], [[0.3, 0.1], [0.1, 0.4]], 4000)
+    above, below = found.mean(axis=0)
+    variance = np.cov(found.T)
+    for ratio in stats.fieller(above, below, found[:, 0], found[:, 1]):
+        error = np.sqrt(variance[0, 0] - 2 * ratio * variance[0, 1] + ratio**2 * variance[1, 1])
+        assert abs(above - ratio * below) / error == pytest.approx(1.959964, abs=1e-5)
+
+
+def test_fieller_covers_the_ratio_and_gives_up_near_zero() -> None:
+    covered = 0
+    for experiment in range(300):
+        generator = np.random.default_rng(experiment)
+        below = generator.normal(0.4, 1.0, 60)
+        above = 0.5 * below + generator.normal(0, 0.3, 60)
+        found = stats.replicates(np.array([above, below]), np.ones(60), 300, experiment)
+        ends = stats.fieller(above.mean(), below.mean(), *found)
+        covered += ends is None or ends[0] <= 0.5 <= ends[1]
+    assert 0.91 <= covered / 300 <= 0.99
+    flat = np.random.default_rng(1).normal(0, 1, (2, 500))
+    assert stats.fieller(1.0, 0.5, flat[0], flat[1]) is None
+
+
+def test_a_stratified_average_is_scipys_of_unpaired_samples() -> None:
+    # Two measures of other sizes: each is resampled by itself, and their means are averaged.
+    generator = np.random.default_rng(9)
+    one, two = generator.normal(0.2, 0.5, 60), generator.normal(-0.1, 0.5, 25)
+    theirs = scipy_stats.bootstrap(
+        (one, two),
+        lambda x, y, axis: (x.mean(axis=axis) + y.mean(axis=axis)) / 2,
+        n_resamples=20000,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    base = rows("arithmetic", [0] * 60) + rows("gsm8k", [0] * 25)
+    tuned = rows("arithmetic", one) + rows("gsm8k", two)
+    measured = pairing.pair({"base": base, "tuned": tuned}, {}, 20000, 1)
+    found = pairing.contrast([(part, 0.5) for part in measured], pairing.Run("tuned"))
+    assert found.value == pytest.approx((one.mean() + two.mean()) / 2)
+    assert found.interval() == pytest.approx(tuple(theirs), abs=0.006)
+    assert found.n == 85
+
+
+def test_false_verdicts_are_rare_for_an_average() -> None:
+    # No true difference, two measures of 20 and 12 items: "better" and "worse" together in at most 24 of 300, as above.
+    decided = 0
+    for experiment in range(300):
+        generator = np.random.default_rng(experiment)
+        base, tuned = [], []
+        for name, n in (("own_text", 20), ("general_text", 12)):
+            before = generator.normal(1.5, 0.3, n)
+            base += rows(name, before)
+            tuned += rows(name, before + generator.normal(0, 0.1, n))
+        measured = pairing.pair({"base": base, "tuned": tuned}, {}, 300, experiment)
+        found = pairing.contrast([(part, 0.5) for part in measured], pairing.Run("tuned"))
+        word = stats.decide(found.value, *found.interval(), found.n, found.p_value(experiment), True)
+        decided += word != "no difference shown"
+    assert decided < 24

@@ -14,6 +14,7 @@ from anamnesis.errors import UserError
 from stages import select
 
 FILE = "params.yaml"
+LONG = "text that goes on and on, well beyond the sixty characters of a line, to its last zebra"
 Told = Callable[[str, str], list[str]]
 TABLES: Tables = (
     [instruction("aa1"), instruction("aa2"), instruction("b")],
@@ -24,7 +25,7 @@ TABLES: Tables = (
         response("aa1", "beta", 1),
         response("aa2", "alpha", 0),
         response("aa2", "beta", 0),
-        response("b", "alpha", 0, "truncated"),
+        response("b", "alpha", 0, "truncated") | {"text": LONG},
     ],
     [
         judgment("aa1/alpha/0", "alpha", 5.0),
@@ -121,3 +122,16 @@ def test_an_id_must_be_one(project: Path, wanted: str, words: str) -> None:
     assert why.case_of(settings.load(), "fair", "b").pick["instruction_id"] == "b"
     with pytest.raises(UserError, match=words):
         why.case_of(settings.load(), "fair", wanted)
+
+
+@pytest.mark.usefixtures("project")
+def test_full_shows_whole_texts_and_a_variant_must_pick(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for argv, whole in ((["why", "fair", "b"], False), (["why", "fair", "b", "--full"], True)):
+        monkeypatch.setattr("sys.argv", argv)
+        why.main()
+        assert ("zebra" in capsys.readouterr().out) == whole
+    monkeypatch.setattr("sys.argv", ["why", "nobody", "aa1"])
+    with pytest.raises(UserError, match="variant 'nobody' picks no responses; those that do: any, fair"):
+        why.main()
