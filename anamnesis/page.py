@@ -184,7 +184,6 @@ def html(account: Account, params: Params) -> str:
         moved=cells.moved(found),
         lost=lost.lost(found),
         no_text=lost.NO_TEXT,
-        scored=found.scores,
         score_sentences={name: findings.score_sentences(found, name) for name in found.variants},
         rehearsal_sides=cells.sides(found, found.against_reference),
         rehearsal_grid=cells.grid(found, "rehearsal-results", AGAINST, found.against_reference, rehearsed)
