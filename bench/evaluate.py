@@ -45,7 +45,7 @@ def write_rows(data: Path, folder: Path, count: int, seed: int) -> dict[str, lis
     """The rows of each task: as files for the stage, and in the form of lm-eval's own sets for bare."""
     chosen = {}
     for name, path in suites.files(data, list(TASKS)).items():
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
         raw = [json.loads(line) for line in lines if line.strip()]
         wanted = max(2, round(count * TASKS[name]))
         rows = items.pick(benchmarks.load(name, path), "item_id", wanted, seed)
