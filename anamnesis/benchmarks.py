@@ -192,7 +192,7 @@ LOCAL: dict[str, Benchmark] = {
 def load(name: str, path: Path) -> list[Row]:
     """The rows of a task's file as lm-eval's task wants them, with item_id. Raises `UserError` with file and line."""
     rows = []
-    for line, raw in enumerate(_read(path), 1):
+    for line, raw in enumerate(read(path), 1):
         try:
             row = LOCAL[name].convert(raw)
         except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
@@ -209,8 +209,11 @@ def load(name: str, path: Path) -> list[Row]:
     return rows
 
 
-def _read(path: Path) -> list[Row]:
-    """The rows of a JSONL file, or of the one JSONL or CSV file about GPQA diamond in its encrypted zip, in memory."""
+def read(path: Path) -> list[Row]:
+    """The rows of a JSONL file, or of the one JSONL or CSV file about GPQA diamond in its encrypted zip, in memory.
+
+    Raises `UserError` for a file that is none.
+    """
     try:
         if path.suffix != ".zip":
             text, name = path.read_text(encoding="utf-8"), path.name
@@ -223,7 +226,7 @@ def _read(path: Path) -> list[Row]:
                 text = archive.read(name, pwd=GPQA_PASSWORD).decode("utf-8")
         if name.endswith(".csv"):
             return list(csv.DictReader(io.StringIO(text, newline="")))
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [json.loads(line) for line in text.split("\n") if line.strip()]  # U+2028 ends no line of JSON
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:  # RuntimeError: a wrong password
         said = "" if path.suffix == ".zip" else f" ({error})"
         raise UserError(f"{path}: can't be read as {path.suffix[1:]}{said}") from None

@@ -18,6 +18,8 @@ import langdetect
 
 langdetect.DetectorFactory.seed = 0  # the case checkers detect the language, at random without this
 
+# What IFBench's checkers raise on some answers, like one of digits and signs only. Missing NLTK data is none of these.
+STUMBLES = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 NEUTRAL = "This is the first sentence. Here is a second one, and nothing follows it."
 
 
@@ -41,7 +43,10 @@ def ifbench_checkers() -> Any:
 
 
 def process_ifbench(doc: dict[str, Any], results: list[str]) -> dict[str, int]:
-    """1 where the answer obeys every constraint of an IFBench prompt, as it stands, else 0."""
+    """1 where the answer obeys every constraint of an IFBench prompt, as it stands, else 0.
+
+    An answer that a checker stumbles over is not what was asked for: 0, and the run goes on.
+    """
     checkers, answer = ifbench_checkers(), results[0]
     followed = bool(answer.strip())
     for kind, arguments in zip(doc["instruction_id_list"], json.loads(doc["arguments"]), strict=True):
@@ -51,7 +56,10 @@ def process_ifbench(doc: dict[str, Any], results: list[str]) -> dict[str, int]:
         checker.build_description(**arguments)
         if "prompt" in (checker.get_instruction_args() or {}):
             checker.build_description(prompt=doc["prompt"])
-        followed = bool(checker.check_following(answer))
+        try:
+            followed = bool(checker.check_following(answer))
+        except STUMBLES:
+            followed = False
     return {"followed": int(followed)}
 
 

@@ -30,9 +30,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from anamnesis import benchmarks, domain_sets, suites
 from anamnesis import items as own_items
 from anamnesis.errors import UserError
 from anamnesis.foresight import evaluation_set
+from anamnesis.sections import Evaluate
 
 GRAM = 13  # words in a row, as GPT-3's filter and most after it
 COMMON = 0.05  # of a set's items
@@ -41,9 +43,9 @@ SHORTEST = 8  # a prompt of fewer words is too likely to stand in a text by chan
 BESIDE = 4  # words for each option that may stand between a question and its options: letters, "Options:"
 OWN_SETS = ("domain-test", "heldout", "embedded-instructions", "embedded-general", "embedded-arithmetic")
 
-PROMPTS = ("prompt", "question", "problem", "instruction", "query", "ctx", "text")  # the first that a row has
-CHOICES = ("options", "choices", "endings", "correct answer", "incorrect answer")  # all that it has
-OTHERS = ("input", "answer", "solution", "explanation", "output", "response")
+PROMPTS = ("prompt", "question", "problem", "instruction", "query", "ctx", "sent", "text")  # the first that a row has
+CHOICES = ("options", "choices", "endings", "ending", "correct answer", "incorrect answer")  # all that it has
+OTHERS = ("input", "contexts", "answer", "solution", "explanation", "output", "response")
 SUFFIXES = (".jsonl", ".parquet", ".csv")
 
 Message = Mapping[str, str]
@@ -252,6 +254,26 @@ def own_sets(
 
 def _said(row: Mapping[str, Any], role: str) -> tuple[str, ...]:
     return tuple(message["content"] for message in row["messages"] if message["role"] == role)
+
+
+def suite_sets(settings: Evaluate) -> dict[str, list[Item]]:
+    """The items that suites local and safety and domain sets ask: `safety`, `local-<task>`, `domain-set-<name>`.
+
+    Raises `UserError` for a file that is missing or not what its task wants. Those of suite leaderboard are on the hub.
+    """
+    found = {}
+    if "safety" in settings.suites:
+        found["safety"] = [Item((row["prompt"],)) for row in own_items.shipped("safety")]
+    paths = suites.paths(settings)
+    for task in settings.chosen("local"):
+        rows = enumerate(benchmarks.read(paths[task]), 1)
+        found[f"local-{task}"] = [_item(row, f"evaluate.data_dir: {paths[task]}: row {place}") for place, row in rows]
+    for name, path in settings.domain_sets.items():
+        found[f"domain-set-{name}"] = [
+            Item((row["question"],), (row.get("answer", ""),), tuple(row.get("choices", ())))
+            for row in domain_sets.read(name, path)
+        ]
+    return found
 
 
 # -------------------------------------------------------------------------------------------------------- a user's sets

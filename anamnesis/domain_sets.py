@@ -19,7 +19,7 @@ def read(name: str, path: str | Path) -> list[Row]:
     """The items: item_id, question, and choices with gold, or answer. Raises `UserError` with file and line."""
     where = f"evaluate.domain_sets.{name}: {path}"
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # a string may hold other line breaks, like U+2028
     except OSError as error:
         raise UserError(f"{where}: {error.strerror}; paths start at the project's root, {Path.cwd()}") from None
     except UnicodeDecodeError:

@@ -125,6 +125,17 @@ def load_tokenizer(directory: str | Path, trust_remote_code: bool = False) -> An
         raise UserError(f"{directory}: no usable tokenizer: {_first_line(error)}", MODEL_UNAVAILABLE) from None
 
 
+def context_of(directory: str | Path, trust_remote_code: bool = False) -> int | None:
+    """The tokens that a model in a directory has room for, where its configuration says. Raises `UserError`."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory}: can't be loaded: {_first_line(error)}", MODEL_UNAVAILABLE) from None
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def load_model(directory: str | Path, trust_remote_code: bool = False) -> Any:
     """The model in a directory, in fp32 on the GPU where there is one, ready to be asked.
 
@@ -181,16 +192,15 @@ def answer(lm: Lm, tokenizer: Any, tasks: dict[str, list[Row]], settings: Evalua
 
 
 def _configured(measure: str, rows: list[Row], tokenizer: Any, settings: Evaluate, folder: Path) -> dict[str, Any]:
-    """A task of tasks/ with its items in a file and, where the model writes, the number of tokens it may write.
+    """A task of tasks/ with its items and, where the model writes, the number of tokens it may write.
 
-    The datasets library keeps its cache in the same temporary folder: no run can see another one's rows.
+    The items go in memory. From a file the datasets library would guess types: answers that are dates would come back
+    as times of day, and no answer would equal them.
     """
-    data = folder / f"{measure}.jsonl"
-    data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    configured: dict[str, Any] = {
-        "task": measure,
-        "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(folder / "cache")},
-    }
+    import datasets
+
+    table = datasets.Dataset.from_list(rows)
+    configured: dict[str, Any] = {"task": measure, "custom_dataset": lambda **_: {"test": table}}
     limits = dict.fromkeys(("instructions_followed", "refused_harmful", "refused_harmless"), settings.max_tokens)
     if measure.startswith(DOMAIN_SET):
         kind = "domain_choice" if "choices" in rows[0] else "domain_exact"

@@ -15,6 +15,7 @@ from anamnesis.cards import Card
 from anamnesis.errors import UserError
 from anamnesis.evaluation import Lm, Row
 from anamnesis.params import Params
+from anamnesis.sections import Evaluate
 
 LONGEST = 8192  # tokens of prompt and answer that a server keeps room for, where the model's context is longer
 
@@ -31,18 +32,10 @@ def measure(params: Params, name: str, base_dir: str, model_dir: str) -> tuple[l
             params.seed,
         )
     more = evaluation.more_tasks(settings)
-    paths = suites.paths(settings)
-    digests = suites.unchanged(settings, _recorded()) if paths else {}
+    suites.check(settings)
+    digests = suites.unchanged(settings, _recorded()) if suites.paths(settings) else {}
     evaluation.be_quiet(offline="leaderboard" not in settings.suites)
-    local = {
-        task: _chosen(benchmarks.load(task, paths[task]), settings.items, params.seed)
-        for task in settings.chosen("local")
-    }
-    if checked := {"ifeval", "ifbench"} & local.keys():
-        from anamnesis import constraints
-
-        for task in sorted(checked):
-            constraints.rehearse(task, local[task])
+    local = local_rows(settings, params.seed)
 
     label = f"evaluate {name}: "
     trusted = params.models[params.target].trust_remote_code
@@ -60,6 +53,20 @@ def measure(params: Params, name: str, base_dir: str, model_dir: str) -> tuple[l
         samples += _texts(params, name, base_dir, suite, model, tokenizer, label)
     alone = settings.suites == ["embedded"] and not settings.domain_sets and settings.backend == "hf"
     return samples, {} if alone else evaluation.provenance(settings.backend, digests)
+
+
+def local_rows(settings: Evaluate, seed: int) -> dict[str, list[Row]]:
+    """The rows that suite local asks, by measure. Raises `UserError` for a row, or for what its checkers lack."""
+    paths = suites.paths(settings)
+    local = {
+        task: _chosen(benchmarks.load(task, paths[task]), settings.items, seed) for task in settings.chosen("local")
+    }
+    if checked := {"ifeval", "ifbench"} & local.keys():
+        from anamnesis import constraints
+
+        for task in sorted(checked):
+            constraints.rehearse(task, local[task])
+    return local
 
 
 def _recorded() -> dict[str, str]:
@@ -83,10 +90,7 @@ def _model(params: Params, name: str, base_dir: str, model_dir: str, tokenizer: 
         model = evaluation.load_model(model_dir, trusted)
         yield harness.from_model(model, tokenizer, params.evaluate.batch_size), model
         return
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=trusted).get_text_config()
-    length = min(getattr(config, "max_position_embeddings", None) or LONGEST, LONGEST)
+    length = min(evaluation.context_of(model_dir, trusted) or LONGEST, LONGEST)
     # fp32 unless params say otherwise, as backend hf has it: bf16 changes picks that are nearly tied.
     dtype = "float32" if params.serve.dtype == "auto" else params.serve.dtype
     arguments = [*params.serve.vllm_args, "--tokenizer", base_dir]

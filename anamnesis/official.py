@@ -12,13 +12,12 @@ from typing import Any
 
 from anamnesis.benchmarks import LEADERBOARD, LOCAL, OURS, Benchmark, Row
 from anamnesis.errors import MODEL_UNAVAILABLE, UserError, hub_errors
+from anamnesis.evaluation import Lm
 from anamnesis.progress import Progress
 from anamnesis.records import digest
 
 OUR_TASKS = Path(__file__).parent / "tasks"
 SHUFFLE = 0  # lm-eval's own seed: GPQA's options are shuffled with the global source of randomness
-
-Lm = Callable[[Callable[[], None]], Any]  # lm-eval's model, given what it calls after each request
 
 
 def ask_local(lm: Lm, chosen: Mapping[str, Sequence[Row]], label: str = "") -> list[Row]:
@@ -27,6 +26,7 @@ def ask_local(lm: Lm, chosen: Mapping[str, Sequence[Row]], label: str = "") -> l
         return []
     import datasets
 
+    datasets.disable_progress_bars()
     children = [
         {
             "task": LOCAL[measure].tasks[0],
@@ -48,6 +48,7 @@ def ask_leaderboard(lm: Lm, names: Sequence[str], items: int | None, seed: int, 
         return []
     import datasets
 
+    datasets.disable_progress_bars()
     datasets.disable_caching()  # a shuffle of an earlier run would come back
     children = [{"task": task} for name in names for task in LEADERBOARD[name].tasks]
     return _ask(

@@ -57,7 +57,10 @@ def paths(settings: Evaluate) -> dict[str, Path]:
 
 
 def check(settings: Evaluate) -> None:
-    """Raise `UserError` for a file that is missing or no domain set, or a package that a task needs."""
+    """Raise `UserError` for a file that is missing or no domain set, or a package or NLTK data that a task needs.
+
+    What local IFEval and IFBench files need of NLTK depends on their rows: `constraints.rehearse` finds out.
+    """
     paths(settings)
     for name, path in settings.domain_sets.items():
         domain_sets.read(name, path)
@@ -69,6 +72,17 @@ def check(settings: Evaluate) -> None:
                     f"evaluate.tasks: {name} needs the package {package.replace('_', '-')}, which is not installed "
                     f"(docs/evaluation.md); install it in .venv, or leave {name} out"
                 )
+
+    if "leaderboard_ifeval" in settings.chosen("leaderboard"):
+        import nltk
+
+        try:
+            nltk.data.find("tokenizers/punkt_tab")
+        except LookupError:
+            raise UserError(
+                "evaluate.tasks: leaderboard_ifeval needs NLTK's punkt_tab; `python -m nltk.downloader punkt_tab`, or "
+                "unzip it into a folder that NLTK_DATA names (docs/evaluation.md)"
+            ) from None
 
 
 def digests(settings: Evaluate) -> dict[str, str]:

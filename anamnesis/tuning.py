@@ -19,16 +19,20 @@ def adapt(model: Any, lora: Lora, seed: int) -> None:
     """Put adapters beside the linear layers of `model` and freeze all else; they start as no change at all.
 
     The same on every rank: the matrix that is drawn comes from `seed`. Raises `UserError` where no layer has a name of
-    `targets`.
+    `targets`, or one has that can't be merged.
     """
     import torch
     from peft import LoraConfig, inject_adapter_in_model
 
+    targets = lora.targets or linear_layers(model)
+    if not targets:
+        raise UserError(f"tuning: lora finds no linear layer in {type(model).__name__}; take another method")
+    _can_be_merged(model, targets)
     torch.manual_seed(seed_of(seed, "lora"))
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
-        target_modules=lora.targets or linear_layers(model),
+        target_modules=targets,
         lora_dropout=0.0,
         bias="none",
     )
@@ -36,6 +40,24 @@ def adapt(model: Any, lora: Lora, seed: int) -> None:
         inject_adapter_in_model(config, model, ADAPTER)
     except ValueError as error:
         raise UserError(f"tuning.targets: {' '.join(str(error).split())}") from None
+
+
+def _can_be_merged(model: Any, targets: list[str]) -> None:
+    """Raise `UserError` for a layer of `targets` whose adapter `merged` could not add to weights of its own."""
+    import torch
+
+    owners: dict[int, list[str]] = {}
+    for name, part in model.named_modules():
+        for weight in part.parameters(recurse=False):
+            owners.setdefault(id(weight), []).append(name)
+    for name, part in model.named_modules():
+        if not any(name == target or name.endswith(f".{target}") for target in targets):
+            continue
+        if not isinstance(part, torch.nn.Linear):
+            kind = type(part).__name__
+            raise UserError(f"tuning.targets: {name} is no linear layer but {kind}; name linear ones, or none for all")
+        if others := [other for other in owners[id(part.weight)] if other != name]:
+            raise UserError(f"tuning.targets: {name} has one weight with {', '.join(others)}; leave it out")
 
 
 def linear_layers(model: Any) -> list[str]:

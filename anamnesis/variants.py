@@ -178,7 +178,7 @@ class Clean(Section):
         for name in self.evaluation_sets:
             if not SLUG.fullmatch(name):
                 raise ValueError(f"evaluation_sets.{name}: a name is lower-case letters, digits and hyphens")
-            if name in ("domain-test", "heldout") or name.startswith("embedded-"):
+            if name in ("domain-test", "heldout", "safety") or name.startswith(("embedded-", "local-", "domain-set-")):
                 raise ValueError(f"evaluation_sets.{name}: the name is taken by a set of our own")
         return self
 

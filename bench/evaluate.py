@@ -1,9 +1,10 @@
 """Stage evaluate beside bare lm-eval: the same tasks, rows and model in one run; are scores identical, and how long?
 
-Run: python -m bench.evaluate [--json] [--items N] [--data DIR]     (after `dvc repro models`; minutes on two cores)
+Run: python -m bench.evaluate [--json] [--items N] [--backends]     (after `dvc repro models`; minutes on two cores)
 Bare is lm-eval's own command over the same rows, handed to it as JSONL files, with the same batch size, fp32 and chat
 template. Both are whole processes, in turns, on the target of params.yaml; `ratio_bare` is the stage's wall time over
-bare's. Above 1 the stage costs more than what it wraps.
+bare's. Above 1 the stage costs more than what it wraps. With --backends the stage with backend vllm stands in for bare:
+for questions with options and for written answers apart, how long, and on how many items the two differ.
 """
 
 import argparse
@@ -13,12 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from anamnesis import benchmarks, items, suites
+from anamnesis import benchmarks, items, records, suites
 from anamnesis import params as settings
 from bench import finish, tell
 
@@ -43,7 +45,7 @@ def write_rows(data: Path, folder: Path, count: int, seed: int) -> dict[str, lis
     """The rows of each task: as files for the stage, and in the form of lm-eval's own sets for bare."""
     chosen = {}
     for name, path in suites.files(data, list(TASKS)).items():
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
         raw = [json.loads(line) for line in lines if line.strip()]
         wanted = max(2, round(count * TASKS[name]))
         rows = items.pick(benchmarks.load(name, path), "item_id", wanted, seed)
@@ -96,11 +98,13 @@ def bare(folder: Path, model: Path, out: Path) -> tuple[float, dict[str, float]]
     return wall, {name: results[one.tasks[0]][METRICS[name]] for name, one in official.items()}
 
 
-def ours(folder: Path, model: Path) -> tuple[float, dict[str, float]]:
-    """Run stage evaluate in a folder of its own; its wall time and score by measure."""
+def ours(
+    folder: Path, model: Path, tasks: Sequence[str] = tuple(TASKS), backend: str = "hf"
+) -> tuple[float, dict[str, float], dict[tuple[str, str], Any]]:
+    """Run stage evaluate in a folder of its own; its wall time, score by measure and value by item."""
     raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    raw["evaluate"] |= {"suite": "local", "data_dir": str(folder / "files"), "tasks": list(TASKS)}
-    raw["evaluate"] |= {"items": None, "domain_sets": {}, "backend": "hf", "batch_size": BATCH}
+    raw["evaluate"] |= {"suite": "local", "data_dir": str(folder / "files"), "tasks": list(tasks)}
+    raw["evaluate"] |= {"items": None, "domain_sets": {}, "backend": backend, "batch_size": BATCH}
     project = folder / "project"
     for name in ("anamnesis", "stages"):
         (project / name).parent.mkdir(exist_ok=True)
@@ -114,7 +118,25 @@ def ours(folder: Path, model: Path) -> tuple[float, dict[str, float]]:
     timed([sys.executable, "-m", "stages.suite"], project)
     wall = timed([sys.executable, "-m", "stages.evaluate", "base"], project)
     metrics = json.loads((project / "metrics/eval/base.json").read_text(encoding="utf-8"))
-    return wall, {name: metrics[name] for name in TASKS}
+    rows = records.read(project / "data/samples/base.parquet", records.SAMPLES)
+    values = {(row["measure"], row["item_id"]): (row["value"], row["output"]) for row in rows}
+    return wall, {name: metrics[name] for name in tasks}, values
+
+
+def backends(folder: Path, model: Path, turns: int) -> dict[str, Any]:
+    """Backend hf and backend vllm on the same rows: seconds of the best turn, and how many items come out otherwise."""
+    figures: dict[str, Any] = {}
+    for kind, tasks in {"choice": ("medqa", "arc_challenge", "hellaswag"), "text": ("gsm8k",)}.items():
+        found = {
+            backend: min((ours(folder, model, tasks, backend) for _ in range(turns)), key=lambda one: one[0])
+            for backend in ("hf", "vllm")
+        }
+        hf, vllm = found["hf"], found["vllm"]
+        figures[f"{kind}_items"] = len(hf[2])
+        figures[f"{kind}_seconds_hf"], figures[f"{kind}_seconds_vllm"] = hf[0], vllm[0]
+        figures[f"{kind}_other_value"] = sum(hf[2][item][0] != vllm[2][item][0] for item in hf[2])
+        figures[f"{kind}_other_answer"] = sum(hf[2][item][1] != vllm[2][item][1] for item in hf[2])
+    return figures
 
 
 def main() -> None:
@@ -123,6 +145,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--items", type=int, default=100)
     parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--backends", action="store_true")
     parser.add_argument("--data", default=os.environ.get("SHARED_DATA", str(ROOT.parent / "shared/data")))
     given = parser.parse_args()
     params = settings.load()
@@ -131,8 +154,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows = write_rows(Path(given.data), folder, given.items, params.seed)
+        if given.backends:
+            finish(backends(folder, model, given.turns))
+            return
         for turn in range(given.turns):
-            wall, mine = ours(folder, model)
+            wall, mine, _ = ours(folder, model)
             walls["ours"].append(wall)
             wall, theirs = bare(folder, model, folder / f"out{turn}")
             walls["bare"].append(wall)

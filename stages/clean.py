@@ -2,7 +2,7 @@
 
 In: data/selected/<variant>.parquet, data/conversations.parquet, data/rehearsal/<source>.parquet, data/borrowed.parquet,
 data/domain/train.parquet, data/domain/others/<name>.parquet, data/domain/test.parquet, data/heldout.parquet, the
-shipped items and the files of clean.evaluation_sets.
+shipped items, the files of clean.evaluation_sets and those of data/suite.json.
 Out: data/cleaned/<variant>.parquet, data/domain/cleaned.parquet, metrics/clean.json.
 Run: python -m stages.clean
 """
@@ -30,8 +30,10 @@ def index(params: Params) -> decontamination.Overlap:
         params.evaluate.arithmetic,
         params.seed,
     )
-    for name, items in own.items():
+    for name, items in [*own.items(), *decontamination.suite_sets(params.evaluate).items()]:
         overlap.add(name, items)
+    if "leaderboard" in params.evaluate.suites:
+        print("note: suite leaderboard's sets are on the hub: name copies in clean.evaluation_sets", file=sys.stderr)
     for name, source in params.clean.evaluation_sets.items():
         overlap.add(name, decontamination.read_set(name, source))
         if WATCHED.resolve() not in Path(source).resolve().parents:

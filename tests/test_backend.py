@@ -21,7 +21,7 @@ QUESTIONS = [
     "Say hello in French.",
 ]
 OPTIONS = [" green", " a heavy wooden table", "No.", "The answer is not known to me, since nobody wrote it down."]
-# Both compute in fp32 with other kernels and in another order. Measured: sums over an option differ by up to 1e-4,
+# Both compute in fp32 with other kernels and in another order. Measured: sums over an option differ by up to 2e-4,
 # where the options' scores lie whole nats apart.
 TOLERANCE = 2e-3
 
@@ -57,6 +57,23 @@ def test_a_server_that_ended_is_one_line(smollm2_tokenizer: Any) -> None:
     with pytest.raises(UserError, match=r"evaluate.backend vllm: server of m: killed, probably") as raised:
         lm.generate_until([request])
     assert raised.value.code == MODEL_UNAVAILABLE
+
+
+@pytest.mark.parametrize("backend", ["hf", "vllm"])
+def test_a_model_that_is_not_there_is_one_line(
+    backend: str, default_params: dict[str, Any], smollm2_dir: Path, smollm2_tokenizer: Any, tmp_path: Path
+) -> None:
+    default_params["evaluate"]["backend"] = backend
+    params, place = Params.model_validate(default_params), str(tmp_path / "tuned")
+    asked = measuring._model(params, "x", str(smollm2_dir), place, smollm2_tokenizer)
+    with pytest.raises(UserError, match=r"tuned: can't be loaded: ") as raised, asked:
+        raise AssertionError("it must not come that far")
+    assert raised.value.code == MODEL_UNAVAILABLE
+    assert "\n" not in str(raised.value)
+
+
+def test_the_context_is_the_configuration_s(smollm2_dir: Path) -> None:
+    assert evaluation.context_of(smollm2_dir) == 8192
 
 
 @pytest.mark.slow

@@ -144,6 +144,45 @@ def test_equal_inputs_give_equal_bytes(run_clean: Any) -> None:
     assert {file: file.read_bytes() for file in folder.rglob("*.parquet")} == before
 
 
+def test_what_every_suite_asks_is_no_training_row(
+    default_params: dict[str, Any], project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files of suite local, domain sets and the safety prompts, without being named in clean.evaluation_sets."""
+    question = "Which vessel carries the sap of the velvet moss from its stem to its leaves in spring?"
+    riddle = "What has the keeper of the herbarium written on the back of the oldest label of all?"
+    default_params["evaluate"] |= {
+        "suite": ["embedded", "local", "safety", "leaderboard"],
+        "data_dir": "data/own",
+        "tasks": ["medqa", "leaderboard_gpqa"],
+        "domain_sets": {"moss": "data/own/moss.jsonl"},
+    }
+    folder = project(default_params)
+    write_inputs(folder, planted=False)
+    (folder / "data/own/medqa").mkdir()
+    row = {"id": "m", "question": question, "options": ["a", "b", "c", "d"], "answer": "A"}
+    (folder / "data/own/medqa/test.jsonl").write_text(json.dumps(row) + "\n")
+    (folder / "data/own/moss.jsonl").write_text(json.dumps({"question": riddle, "answer": "7"}) + "\n")
+    safety = max((row["prompt"] for row in items.shipped("safety")), key=len)
+    asked = {"medqa": question, "set": riddle, "safety": safety}
+    train = [
+        {"row_id": key, "source": "own", "licence": "MIT", "messages": turns(text, "Yes.")}
+        for key, text in asked.items()
+    ]
+    records.write(folder / "data/domain/train.parquet", train, records.DOMAIN_TRAIN, ["row_id"])
+    with contextlib.chdir(folder):
+        clean.main()
+    cleaned = records.read(folder / "data/domain/cleaned.parquet", records.CLEANED)
+    assert {row["row_id"]: row["reason"] for row in cleaned} == {
+        "medqa": "overlap with local-medqa",
+        "set": "overlap with domain-set-moss",
+        "safety": "overlap with safety",
+    }
+    metrics = json.loads((folder / "metrics/clean.json").read_text())
+    assert metrics["evaluation_sets.local-medqa"] == metrics["evaluation_sets.domain-set-moss"] == 1
+    assert metrics["evaluation_sets.safety"] == len(items.shipped("safety"))
+    assert "suite leaderboard's sets are on the hub" in capsys.readouterr().err
+
+
 def test_rows_of_other_domains_are_held_against_the_same_sets(
     default_params: dict[str, Any], project: Callable[..., Path]
 ) -> None:

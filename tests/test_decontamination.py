@@ -184,6 +184,8 @@ FORMS: list[dict[str, Any]] = [
     {"question": "A short one?", "choices": {"text": ["no", LONG], "label": ["A", "B"]}},
     {"problem": "Add.", "solution": LONG},
     {"ctx": LONG, "endings": ["a", "b"]},
+    {"sent1": "A short one?", "ending0": "no", "ending1": LONG, "label": "1"},  # MedQA's columns on the hub
+    {"CONTEXTS": ["Aim.", LONG], "QUESTION": "A short one?", "final_decision": "no"},  # PubMedQA's
     {"instruction": "Do it.", "input": LONG},
     {"messages": turns(LONG, "Yes.")},
     {"Record ID": "r", "Question": LONG, "Correct Answer": "a", "Incorrect Answer 1": "b"},  # GPQA's columns

@@ -444,7 +444,7 @@ def stage(folder, variant):
 def test_an_unknown_variant_is_one_line(project, default_params):
     done = stage(project(default_params), "nobody")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: usage: python -m stages.evaluate base|<variant>")
+    assert done.stderr.startswith("error: usage: python -m stages.evaluate <name> [seed]; names: base, ")
     assert "Traceback" not in done.stderr
 
 

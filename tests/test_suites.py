@@ -188,6 +188,38 @@ def test_what_is_missing_is_told_before_any_work(default_params: Row, data_dir: 
     assert said(**local, tasks=["ifbench"]).startswith("evaluate.tasks: ifbench needs the package if-verifiable")
 
 
+def test_leaderboards_ifeval_needs_nltk_data_before_any_work(
+    default_params: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sentence counts would otherwise fail after the last answer: the checkers' own download is switched off."""
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    suites.check(Evaluate(suite="leaderboard", tasks=["leaderboard_gpqa"]))
+    with pytest.raises(UserError, match=r"leaderboard_ifeval needs NLTK's punkt_tab; `python -m nltk.downloader"):
+        suites.check(Evaluate(suite="leaderboard"))
+    (tmp_path / "tokenizers/punkt_tab").mkdir(parents=True)
+    suites.check(Evaluate(suite="leaderboard"))
+
+
+def test_stage_suite_names_the_files_that_dvc_does_not_watch(
+    data_dir: Path, default_params: Row, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stages import suite
+
+    (data_dir / "data/own").mkdir(parents=True)
+    (data_dir / "data/own/mine.jsonl").write_text('{"question": "?", "answer": "x"}\n', encoding="utf-8")
+    default_params["evaluate"] |= {"suite": "local", "data_dir": ".", "tasks": ["gsm8k"]}
+    default_params["evaluate"]["domain_sets"] = {"mine": "data/own/mine.jsonl"}
+    (data_dir / "params.yaml").write_text(yaml.safe_dump(default_params, sort_keys=False), encoding="utf-8")
+    monkeypatch.chdir(data_dir)
+    suite.main()
+    said = capsys.readouterr().err
+    assert said.startswith("note: gsm8k: gsm8k/test.jsonl is outside data/own/: after a change in it run")
+    assert "mine" not in said
+    assert list(json.loads(Path("data/suite.json").read_text(encoding="utf-8"))) == ["domain-mine", "gsm8k"]
+
+
 def test_a_file_that_changed_since_stage_suite_is_not_measured(data_dir: Path) -> None:
     settings = Evaluate(suite="local", data_dir=str(data_dir), tasks=["gsm8k", "medqa"])
     recorded = suites.digests(settings)
@@ -292,6 +324,48 @@ def test_what_a_checker_needs_must_be_here_before_a_model_is_asked(monkeypatch: 
     with pytest.raises(UserError, match=r"ifeval needs NLTK's punkt_tab \(for 1 of 1 items\)"):
         constraints.rehearse("ifeval", rows)
     constraints.rehearse("ifeval", [{**rows[0], "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}])
+
+
+def test_make_repro_reads_local_rows_before_any_work(
+    data_dir: Path, default_params: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stages import check
+
+    default_params["evaluate"] |= {"suite": "local", "data_dir": ".", "tasks": ["gsm8k", "ifeval", "medqa"]}
+    (data_dir / "params.yaml").write_text(yaml.safe_dump(default_params, sort_keys=False), encoding="utf-8")
+    monkeypatch.chdir(data_dir)
+    check.main()
+    (data_dir / "medqa/test.jsonl").write_text(json.dumps({**CHOICE, "answer": "G"}) + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"medqa/test.jsonl: row 1: not what task medqa wants"):
+        check.main()
+
+
+def test_an_ifbench_checker_that_stumbles_over_an_answer_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from anamnesis import constraints
+
+    class Checker:
+        def __init__(self, kind: str):
+            self.kind = kind
+
+        def build_description(self, **arguments: Any) -> None:
+            self.arguments = arguments
+
+        def get_instruction_args(self) -> Row:
+            return self.arguments
+
+        def check_following(self, answer: str) -> bool:
+            if answer == "lost":
+                raise LookupError("Resource punkt_tab not found.")
+            return answer.strip("0123456789")[-1] == self.arguments["end"]
+
+    monkeypatch.setattr(constraints, "ifbench_checkers", lambda: {"a": Checker, "b": Checker})
+    doc = {"prompt": "?", "instruction_id_list": ["a", "b"], "arguments": '[{"end": "!"}, {"end": "!"}]'}
+    other = {**doc, "arguments": '[{"end": "!"}, {"end": "?"}]'}
+    answers = {"Yes!": 1, "Yes.": 0, " ": 0, "": 0, "2026": 0}  # the last one has no sign left to look at
+    assert {answer: constraints.process_ifbench(doc, [answer])["followed"] for answer in answers} == answers
+    assert constraints.process_ifbench(other, ["Yes!"]) == {"followed": 0}
+    with pytest.raises(LookupError, match="punkt_tab"):
+        constraints.process_ifbench(doc, ["lost"])
 
 
 @needs_data
@@ -425,6 +499,15 @@ def test_a_file_that_is_no_domain_set(tmp_path: Path, text: str, said: str) -> N
     assert str(raised.value).startswith(f"evaluate.domain_sets.mine: {path}: {said}")
 
 
+def test_line_breaks_of_other_kinds_end_no_row(tmp_path: Path) -> None:
+    """PubMedQA's training rows have one."""
+    path = tmp_path / "x.jsonl"
+    row = {"id": "1", "question": "one\u2028two\x85three?", "options": ["a", "b", "c", "d"], "answer": "B"}
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert [item["question"] for item in domain_sets.read("mine", path)] == [row["question"]]
+    assert [item["sent1"] for item in benchmarks.load("medqa", path)] == [row["question"]]
+
+
 def test_an_answer_is_a_letter_an_index_or_the_option(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     rows = [
@@ -448,6 +531,23 @@ def test_domain_sets_are_measures_of_their_own(tmp_path: Path) -> None:
     assert measures.ordered(["arithmetic", "domain-b-2", "domain-a"]) == ["domain-a", "domain-b-2", "arithmetic"]
     assert measures.spec("domain-a").side == "learnt"
     assert measures.spec("domain-a").binary
+
+
+def test_answers_that_look_like_dates_stay_texts(tmp_path: Path) -> None:
+    """The datasets library's reader of JSON files makes points in time of them."""
+    rows = [{"question": f"Day {n} of June?", "answer": f"2020-06-0{n}"} for n in (1, 2)]
+    chosen = [{**row, "options": ["2020-06-01", "2020-06-02"]} for row in rows]
+    for name, written in (("short", rows), ("choice", chosen)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written), encoding="utf-8")
+    settings = Evaluate(domain_sets={name: str(tmp_path / f"{name}.jsonl") for name in ("short", "choice")})
+    words = lambda text: type("Ids", (), {"input_ids": text.split()})  # noqa: E731
+    found = evaluation.answer(Stub("2020-06-02"), words, evaluation.more_tasks(settings), settings)
+    assert [(row["measure"], row["value"], row["output"]) for row in found] == [
+        ("domain-short", 0.0, "2020-06-02"),
+        ("domain-short", 1.0, "2020-06-02"),
+        ("domain-choice", 1.0, "2020-06-01"),  # the stub prefers the first option
+        ("domain-choice", 0.0, "2020-06-01"),
+    ]
 
 
 # --- metrics ----------------------------------------------------------------------------------------------------------
