@@ -62,8 +62,9 @@ class Account:
 
 
 def reference_of(params: Params) -> str | None:
-    """The first variant that rehearses nothing: what the others are held against."""
-    return next((name for name, variant in params.variants.items() if variant.rehearsal == "none"), None)
+    """The first variant that rehearses nothing, of those tuned in full where there are some: the others' reference."""
+    alone = [name for name, variant in params.variants.items() if variant.rehearsal == "none"]
+    return min(alone, key=lambda name: params.variants[name].tuning.method != "full", default=None)
 
 
 PAPER_TARGET = "llama-3-70b-instruct"  # a part of every address of it: Meta-Llama-3-70B-Instruct
@@ -71,10 +72,11 @@ PAPER_INSTRUCTIONS = 100_000
 
 
 def is_paper_size(params: Params) -> bool:
-    """Whether the target and the number of instructions are the paper's, so that its numbers may stand beside ours."""
+    """Whether target, instructions and items are the paper's, so that its numbers may stand beside ours."""
     target = params.models[params.target]
     named = [target.uri] if isinstance(target.uri, str) else [*(target.uri or []), target.model or ""]
-    return params.probe.instructions >= PAPER_INSTRUCTIONS and any(PAPER_TARGET in name.lower() for name in named)
+    known = any(PAPER_TARGET in name.lower() for name in named)
+    return known and params.probe.instructions >= PAPER_INSTRUCTIONS and params.evaluate.items is None
 
 
 def models_of(params: Params) -> list[Model]:

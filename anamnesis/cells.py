@@ -6,9 +6,9 @@ Two ways round: measures down and models across for a few models, models down an
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from anamnesis.findings import interval, label_of, noted, p_text, seeds_text
+from anamnesis.findings import interval, label_of, noted, p_text, seeds_note, seeds_text
 from anamnesis.pairing import DISTANCES
-from anamnesis.results import Results, Row
+from anamnesis.results import DISTANCE, Results, Row
 from anamnesis.stats import Comparison
 from anamnesis.tables import Column, Entry, Table
 from anamnesis.wording import signed
@@ -20,6 +20,7 @@ HEADINGS = {
     "kept": "Everything else: what was to be kept",
     "safety": "Safety: what is refused",
 }
+SHORT = {"learnt": "domain", "kept": "everything else", "safety": "safety"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Cell:
     holm_sort: float | None
     gained: int
     lost: int
-    seeds: str  # empty for a model trained once
+    seeds: str  # mean over training seeds with its interval; empty for a model trained once
+    seeds_note: str
     n: int
 
 
@@ -64,6 +66,7 @@ class Head:
 
     label: str
     unit: str
+    base: str  # what its differences are to, and n
 
 
 @dataclass(frozen=True)
@@ -131,12 +134,19 @@ def _cell(found: Results, row: Row, variant: str, cell: Comparison, scale: float
         gained=cell.gained,
         lost=cell.lost,
         seeds=seeds_text(cell.seeds, row.decimals) if cell.seeds else "",
+        seeds_note=seeds_note(cell.seeds, row.decimals, decided=verdict != DISTANCE) if cell.seeds else "",
         n=cell.n,
     )
 
 
-def grid(found: Results, name: str, caption: str, rows: Sequence[Row], variants: Sequence[str]) -> Grid:
-    """Every measure in one table, a line a model; measures of a side stand together."""
+def _base_of(row: Row, against: str = "base") -> str:
+    return f"{against} {row.base:.{row.decimals}f}, n = {row.n}"
+
+
+def grid(
+    found: Results, name: str, caption: str, rows: Sequence[Row], variants: Sequence[str], against: str = "base"
+) -> Grid:
+    """Every measure in one table, a line a model; measures of a side stand together. `against` is called so there."""
     by_side = [(text, [row for row in rows if row.spec.side == side]) for side, text in HEADINGS.items()]
     ordered = [row for _, own in by_side for row in own]
     cells = [{cell.variant: cell for cell in line.cells} for line in lines_of(found, ordered)]
@@ -144,7 +154,7 @@ def grid(found: Results, name: str, caption: str, rows: Sequence[Row], variants:
         name,
         caption,
         [(text.partition(":")[0], len(own)) for text, own in by_side if own],
-        [Head(row.label, f"{row.spec.unit} {row.arrow} n = {row.n}") for row in ordered],
+        [Head(row.label, f"{row.spec.unit} {row.arrow}", _base_of(row, against)) for row in ordered],
         [(label_of(found, variant), [of_row[variant] for of_row in cells]) for variant in variants],
     )
 
@@ -168,7 +178,7 @@ def category_grids(found: Results) -> list[tuple[Row, Grid]]:
                     f"categories-{row.measure}",
                     f"{row.label} by category: difference to base with its 95 % interval",
                     [],
-                    [Head(name, f"base {part.base:.3f}, n = {part.n}") for name, part in parts.items()],
+                    [Head(name, "", _base_of(part)) for name, part in parts.items()],
                     [(label_of(found, v), [cells_of[name][v] for name in parts]) for v in found.variants],
                 ),
             )
@@ -231,12 +241,20 @@ def measured(found: Results) -> int:
     return sum(row.measure not in DISTANCES for row in found.rows)
 
 
-def moved(found: Results) -> Mapping[str, tuple[int, int]]:
-    """Items gained and lost by model over all right-or-wrong measures."""
+def moved_sides(found: Results) -> list[str]:
+    """The sides that have a right-or-wrong measure, in the order of `HEADINGS`."""
+    return [side for side in HEADINGS if any(row.spec.binary and row.spec.side == side for row in found.rows)]
+
+
+def moved(found: Results) -> Mapping[str, list[tuple[int, int]]]:
+    """Items gained and lost by model, over the right-or-wrong measures of each of `moved_sides`.
+
+    Apart, since items gained on the domain make up for none that were lost elsewhere.
+    """
+    by_side = [
+        [row.cells for row in found.rows if row.spec.binary and row.spec.side == side] for side in moved_sides(found)
+    ]
     return {
-        name: (
-            sum(row.cells[name].gained for row in found.rows if row.spec.binary),
-            sum(row.cells[name].lost for row in found.rows if row.spec.binary),
-        )
+        name: [(sum(of[name].gained for of in cells), sum(of[name].lost for of in cells)) for cells in by_side]
         for name in found.variants
     }

@@ -155,7 +155,7 @@ def _scored(one: Scores) -> str:
     for name, score in (("learning", one.learning), ("forgetting", one.forgetting), ("net", one.net)):
         if score:
             over = "" if name == "net" else f" over {_count(len(score.measures), 'measure')}"
-            parts.append(f"{name} {score_text(score, decimals_of(one))}{over}")
+            parts.append(f"{name} {score_text(score, decimals_of(one))}{over}{_bracketed(score_note(score))}")
     return f"In {one.unit}: {', '.join(parts)}."
 
 
@@ -178,19 +178,36 @@ def seeds_of(one: Scores) -> int:
     return next((s.seeds.n for s in (one.learning, one.forgetting) if s and s.seeds), 0)
 
 
+def _bracketed(note: str) -> str:
+    return f" ({note})" if note else ""
+
+
 def seeds_text(seeds: Seeds, decimals: int) -> str:
-    """Mean over training seeds with its t interval, then the standard deviation between seeds."""
-    known = seeds.low is not None and seeds.high is not None
-    ends = f"{signed(seeds.low or 0.0, decimals)}, {signed(seeds.high or 0.0, decimals)}" if known else "no interval"
-    spread = "" if seeds.sd is None else f" sd {seeds.sd:.{decimals}f}"
-    return f"{signed(seeds.mean, decimals)} [{ends}]{spread}"
+    """Mean over training seeds with its t interval."""
+    if seeds.low is None or seeds.high is None:
+        return f"{signed(seeds.mean, decimals)} [no interval]"
+    return f"{signed(seeds.mean, decimals)} [{signed(seeds.low, decimals)}, {signed(seeds.high, decimals)}]"
+
+
+def seeds_note(seeds: Seeds, decimals: int, decided: bool = True) -> str:
+    """The standard deviation between seeds, and the words where their t interval covers 0 or there is none.
+
+    `decided` is False for a distance from base, which gets no verdict.
+    """
+    spread = [] if seeds.sd is None else [f"sd {seeds.sd:.{decimals}f}"]
+    return ", ".join(spread + ([NOT_SHOWN] if decided and seeds.verdict == NOT_SHOWN else []))
 
 
 def _seeded(one: Scores) -> str:
     """The scores over training seeds: their spread is another than that over items."""
     named = (("learning", one.learning), ("forgetting", one.forgetting), ("net", one.net))
-    parts = [f"{name} {seeds_text(score.seeds, decimals_of(one))}" for name, score in named if score and score.seeds]
-    return f"Over {seeds_of(one)} training seeds, in {one.unit}: {'; '.join(parts)}."
+    decimals = decimals_of(one)
+    parts = [
+        f"{name} {seeds_text(score.seeds, decimals)}{_bracketed(seeds_note(score.seeds, decimals))}"
+        for name, score in named
+        if score and score.seeds
+    ]
+    return f"Over {seeds_of(one)} training seeds (mean, its t interval, sd), in {one.unit}: {'; '.join(parts)}."
 
 
 def rehearsal_findings(found: Results, values: bool = True) -> dict[str, str]:
@@ -221,6 +238,7 @@ def kept_sentences(found: Results, variant: str) -> list[str]:
             continue
         kept = one.avoided
         text = f"Forgetting avoided, in {one.unit}: {score_text(kept.difference, decimals_of(one))}"
+        text += _bracketed(score_note(kept.difference))
         if kept.share is not None and kept.share_low is not None and kept.share_high is not None:
             ends = f"{100 * kept.share_low:.0f} % to {100 * kept.share_high:.0f} %"
             text += f", {100 * kept.share:.0f} % of what {kept.against} forgot ({ends})"
@@ -257,7 +275,7 @@ SCORE_HEADER = ["model", "learning", "forgetting", "net"]
 
 
 def score_table(by_model: Mapping[str, Scores], found: Results) -> list[list[str]]:
-    """The scores of one unit: a line a model, one for notes on it, and one for the mean over its training seeds."""
+    """The scores of one unit: a line a model, one for notes on it, and two for the mean over its training seeds."""
     lines = []
     for model, one in by_model.items():
         named = (one.learning, one.forgetting, one.net)
@@ -267,8 +285,9 @@ def score_table(by_model: Mapping[str, Scores], found: Results) -> list[list[str
         if any(notes):
             lines.append(["", *notes])
         if count := seeds_of(one):
-            over = [seeds_text(score.seeds, decimals) if score and score.seeds else "–" for score in named]
-            lines.append([f"over {count} seeds", *over])
+            seeds = [score.seeds if score else None for score in named]
+            lines.append([f"over {count} seeds", *(seeds_text(one, decimals) if one else "–" for one in seeds)])
+            lines.append(["", *(seeds_note(one, decimals) if one else "" for one in seeds)])
     return lines
 
 
@@ -293,6 +312,8 @@ def kept_table(by_model: Mapping[str, Scores], found: Results) -> list[list[str]
             ends = f"{100 * (low or 0):.0f} % to {100 * (high or 0):.0f} %" if known else "–"
             told = f"{100 * (share or 0):.0f} %" if known else "–"
             lines.append([label_of(found, model), score_text(one.avoided.difference, decimals_of(one)), told, ends])
+            if note := score_note(one.avoided.difference):
+                lines.append(["", note, "", ""])
     return lines
 
 

@@ -182,15 +182,20 @@ def html(account: Account, params: Params) -> str:
         categories=cells.category_grids(found),
         measured=cells.measured(found),
         moved=cells.moved(found),
+        moved_sides=[cells.SHORT[side] for side in cells.moved_sides(found)],
         lost=lost.lost(found),
         no_text=lost.NO_TEXT,
-        scored=found.scores,
         score_sentences={name: findings.score_sentences(found, name) for name in found.variants},
         rehearsal_sides=cells.sides(found, found.against_reference),
-        rehearsal_grid=cells.grid(found, "rehearsal-results", AGAINST, found.against_reference, rehearsed)
-        if found.against_reference
+        rehearsal_grid=cells.grid(
+            found, "rehearsal-results", AGAINST, found.against_reference, rehearsed, findings.label_of(found, reference)
+        )
+        if (reference := found.reference)
         else None,
         rehearsal_variants=rehearsed,
+        unrehearsed=[
+            findings.label_of(found, name) for name in rehearsed if found.models[name].rehearsal in (None, "none")
+        ],
         frontiers=frontiers,
         numbered=_numbered(list(marks.values())),
         footnotes=cells.footnotes,

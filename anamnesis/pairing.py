@@ -159,9 +159,9 @@ def _by_measure(rows: Rows) -> dict[str, list[dict[str, Any]]]:
     return split
 
 
-def adjusted(cells: Mapping[str, Comparison]) -> dict[str, Comparison]:
-    """One model's comparisons by measure with Holm's adjusted p-values; a distance from base is no test."""
-    tested = [name for name in cells if name not in DISTANCES]
+def adjusted(cells: Mapping[str, Comparison], to_base: bool = True) -> dict[str, Comparison]:
+    """One model's comparisons by measure with Holm's adjusted p-values; a distance from base is no test there."""
+    tested = [name for name in cells if not to_base or name not in DISTANCES]
     found = dict(zip(tested, holm([cells[name].p_value for name in tested]), strict=True))
     return {name: replace(cell, holm=found.get(name)) for name, cell in cells.items()}
 

@@ -1,16 +1,17 @@
 """The paper's two tables: which rows they have, and those of their numbers that are known here.
 
 Ding & Wang 2025, "Improved Supervised Fine-Tuning for Large Language Models to Mitigate Catastrophic Forgetting",
-https://arxiv.org/abs/2506.09428. The numbers are second-hand, from the write-up in
-https://github.com/vishalsingha/replay-dataset-pipeline, and were not held against the paper's own pages.
+https://arxiv.org/abs/2506.09428. The numbers are second-hand, from a write-up of it, and were not held against the
+paper's own pages. The write-up, in the revision that was read:
+https://github.com/vishalsingha/replay-dataset-pipeline/blob/0ee78cec34aa7583127e6369ca4a3ff16037fa26/blog/replay-dataset-pipeline.md
 """
 
 from dataclasses import dataclass, field
 
 AVERAGE = "average"
 SOURCES = (
-    "second-hand: from the write-up in github.com/vishalsingha/replay-dataset-pipeline, not checked against the paper "
-    "itself (arXiv 2506.09428)"
+    "second-hand: from the write-up blog/replay-dataset-pipeline.md in github.com/vishalsingha/replay-dataset-pipeline "
+    "(commit 0ee78ce), not checked against the paper itself (arXiv 2506.09428)"
 )
 
 

@@ -158,9 +158,11 @@ def _sections(account: Account, padded: bool) -> list[Section]:
 
 def _caution(found: Results) -> str:
     """How to read the result table."""
+    seeded = any(len(model.seeds) > 1 for model in found.models.values())
     return (
         "Intervals are 95 % bootstrap intervals of the paired difference to base over the items, from one training "
-        'run. "No difference shown" means that the items at hand don\'t settle it: the interval covers 0, or an exact '
+        f"run{' (the main seed)' if seeded else ''}. "
+        '"No difference shown" means that the items at hand don\'t settle it: the interval covers 0, or an exact '
         f"test gives p above 0.05, which is then noted. {found.comparisons} comparisons were made; Holm's adjustment "
         "is over the measures of one model, and a verdict that it takes back is noted with its p. A distance from base "
         "is 0 for base alone, so it gets no verdict: compare the variants by it."
@@ -185,7 +187,8 @@ def _scores(found: Results, padded: bool) -> str:
             _wrapped(
                 "Learning is the mean gain over the domain measures, forgetting the mean loss over the others (below "
                 "0: a gain), net their difference; accuracies and bits per byte apart (docs/statistics.md). Items are "
-                "resampled within each measure. A share is shown where the forgetting it is of leaves 0 out.",
+                "resampled within each measure. A share is shown where the forgetting it is of leaves 0 out. Over "
+                "seeds: mean, Student's 95 % interval over training seeds, and their standard deviation.",
                 "",
             )
         )
@@ -201,18 +204,32 @@ def _paper_table(table: Table, padded: bool) -> str:
     """One of the paper's tables in per cent, the paper's number in brackets where it is known."""
     columns = [column for column in table.columns if column.unit == "%"]
     header = ["row", *(column.label for column in columns)]
+    last = columns[-1]
     lines = []
     for line in table.lines:
         cells = [line.cells[column.key] for column in columns]
         name = f"{line.label} (for {line.stands_for})" if line.stands_for else line.label
         lines.append([name, *(_entry(cell, column.decimals) for cell, column in zip(cells, columns, strict=True))])
-    notes = [*table.notes, "In brackets: the paper's."] if table.paper else table.notes
+        if difference := _difference(cells[-1], last.decimals):
+            lines.append(["", *("" for _ in columns[1:]), difference])
+    notes = [*table.notes, *(["In brackets: the paper's."] if table.paper else [])]
+    notes.append(f"Below {last.label}: its difference to base in points, with the interval over {last.n} items.")
     return "\n\n".join([wording.markdown_table(header, lines, (), padded), _listed(map(wording.markdown_cell, notes))])
 
 
 def _entry(cell: Entry, decimals: int) -> str:
     own = "–" if cell.value is None else f"{cell.value:.{decimals}f}"
     return own if cell.paper is None else f"{own} ({cell.paper:.2f})"
+
+
+def _difference(cell: Entry, decimals: int) -> str:
+    """The difference to base with its interval; empty where there is none."""
+    if cell.difference is None:
+        return ""
+    told = wording.signed(cell.difference, decimals)
+    if cell.low is not None and cell.high is not None:
+        told += f" [{wording.signed(cell.low, decimals)}, {wording.signed(cell.high, decimals)}]"
+    return told
 
 
 def _wrapped(text: str, indent: str) -> str:

@@ -87,7 +87,8 @@ Cells = dict[str, dict[str, Comparison]]  # by model and measure
 
 def _cells(measured: Sequence[Paired], names: Sequence[str], against: str | None = None) -> Cells:
     """Models against base or another one, with Holm's p-values over the measures of each model."""
-    return {name: adjusted({one.measure: one.comparison(name, against) for one in measured}) for name in names}
+    by_model = {name: {one.measure: one.comparison(name, against) for one in measured} for name in names}
+    return {name: adjusted(cells, to_base=against is None) for name, cells in by_model.items()}
 
 
 def _rows(measured: Sequence[Paired], cells: Cells, resamples: int) -> list[Row]:
@@ -173,6 +174,8 @@ class Frontier:
     learnt: str  # what the horizontal axis is made of, for its title
     forgotten: str
     points: list[Point]
+    learnt_of: int = 1  # measures that the axis is a mean of
+    forgotten_of: int = 1
 
 
 def frontiers(found: Results) -> list[Frontier]:
@@ -192,10 +195,11 @@ def frontiers(found: Results) -> list[Frontier]:
             points = [_point(name, learnt.cells[name], forgotten.cells[name], -1) for name in found.variants]
             drawn.append(Frontier(family, UNITS[family], learnt.label, forgotten.label, points))
         elif scored and scored[0].learning and scored[0].forgetting:
-            titles = [", ".join(spec(name).label for name in side.measures)
-                      for side in (scored[0].learning, scored[0].forgetting)]  # fmt: skip
+            measures = [side.measures for side in (scored[0].learning, scored[0].forgetting)]
+            titles = [", ".join(spec(name).label for name in names) for names in measures]
+            of = map(len, measures)
             points = [_point(s.model, s.learning, s.forgetting, 1) for s in scored if s.learning and s.forgetting]
-            drawn.append(Frontier(family, UNITS[family], titles[0], titles[1], points))
+            drawn.append(Frontier(family, UNITS[family], titles[0], titles[1], points, *of))
     return drawn
 
 

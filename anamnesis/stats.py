@@ -21,6 +21,7 @@ ALPHA = 0.05
 MIN_ITEMS = 6
 EXACT = 13  # items whose sign patterns are all looked at: 8,192
 FLIPS = 9999  # seeded patterns of more items
+AT_ONCE = 4_000_000  # drawn items held in memory: 32 MB of counts
 MIN_SEEDS = 3  # an interval over two would be 12.7 standard errors wide to each side
 
 Verdict = Literal["better", "worse", "no difference shown"]
@@ -86,7 +87,7 @@ def replicates(differences: np.ndarray, weights: np.ndarray, resamples: int, see
     rng = np.random.default_rng(seed)
     weighted = differences * weights
     found = np.empty((len(differences), resamples))
-    step = max(1, 4_000_000 // items)  # resamples at a time: 32 MB of counts
+    step = max(1, AT_ONCE // items)  # resamples at a time
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
         picks = rng.integers(0, items, (size, items)) + items * np.arange(size)[:, None]

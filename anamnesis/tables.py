@@ -37,6 +37,7 @@ class Column:
     decimals: int
     higher_is_better: bool
     signed: bool  # a difference, shown with its sign
+    n: int = 0  # items behind it
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,11 @@ def tables(
     """Table 1 and table 2, those that have a row beside base and a column.
 
     `cells` holds every model's comparisons to base by measure, `base` base's own values, `paper_size` says whether the
-    paper's numbers may stand beside ours: the same target and as many instructions.
+    paper's numbers may stand beside ours: the same target, as many instructions and every item. They do so only where
+    all four benchmarks were asked as the leaderboard asks them: others are other tests under the same names.
     """
     four = next((one.paper.measures for one in scored.get("accuracy", {}).values() if one.paper), ())
-    columns = _columns(list(base), four, scored)
+    columns = _columns(list(base), four, scored, next(iter(cells.values()), {}))
     ours = our_own(models)
     sources = [m for m in models if m.rehearsal not in (None, "none", "reconstructed")]
     plain = [m for m in models if m.rehearsal == "none" and m.tuning in ("", "full")]
@@ -99,7 +101,7 @@ def tables(
         "table-1": ("What is rehearsed, and what is kept", first),
         "table-2": ("Parts of the method left out or replaced", second),
     }
-    beside = paper_size and bool(four)
+    beside = paper_size and bool(four) and all(spec(name).suite == "leaderboard" for name in four)
     found = []
     by_name = {model.name: model for model in models}
     for name, (title, rows) in titles.items():
@@ -111,8 +113,8 @@ def tables(
 
 
 def our_own(models: Sequence[Model]) -> Model | None:
-    """The paper's method in this run: the model that says so, or else the reconstructed one with most members."""
-    named = [model for model in models if model.paper == "ours"]
+    """The paper's method in this run: the model that is it or stands in for it, or else the one with most members."""
+    named = sorted((model for model in models if _row(model) == "ours"), key=lambda model: model.paper != "ours")
     reconstructed = [model for model in models if model.rehearsal == "reconstructed" and model.members]
     return named[0] if named else max(reconstructed, key=lambda model: len(model.members), default=None)
 
@@ -145,25 +147,30 @@ def _row(model: Model) -> str | None:
 
 
 def _columns(
-    measures: Sequence[str], four: Sequence[str], scored: Mapping[Family, Mapping[str, Scores]]
+    measures: Sequence[str],
+    four: Sequence[str],
+    scored: Mapping[Family, Mapping[str, Scores]],
+    cells: Mapping[str, Comparison],
 ) -> list[Column]:
     """The paper's four and their average where all were taken, else every accuracy that was to be kept; then scores."""
     accuracies = [name for name in measures if spec(name).side == "kept" and spec(name).unit == "accuracy"]
     own = list(four) or accuracies
-    found = [Column(name, spec(name).paper or spec(name).label if four else spec(name).label, "%", 2, True, False)
-             for name in own]  # fmt: skip
+    items = {name: cells[name].n if name in cells else 0 for name in own}
+    found = [Column(name, spec(name).paper or spec(name).label if four else spec(name).label, "%", 2, True, False, n)
+             for name, n in items.items()]  # fmt: skip
     if len(own) > 1:
-        found.append(Column(AVERAGE, "average", "%", 2, True, False))
+        found.append(Column(AVERAGE, "average", "%", 2, True, False, sum(items.values())))
     for family, by_model in scored.items():
         some = next(iter(by_model.values()))
         unit, decimals = ("points", 2) if family == "accuracy" else ("bits per byte", 4)
         suffix = SUFFIX[family]
         if some.learning:
-            found.append(Column(f"learning{suffix}", "learning", unit, decimals, True, True))
+            found.append(Column(f"learning{suffix}", "learning", unit, decimals, True, True, some.learning.n))
         if some.forgetting:
-            found.append(Column(f"forgetting{suffix}", "forgetting", unit, decimals, False, True))
-        if any(one.avoided for one in by_model.values()):
-            found.append(Column(f"avoided{suffix}", "forgetting avoided", unit, decimals, True, True))
+            found.append(Column(f"forgetting{suffix}", "forgetting", unit, decimals, False, True, some.forgetting.n))
+            if any(one.avoided for one in by_model.values()):
+                title = "forgetting avoided"
+                found.append(Column(f"avoided{suffix}", title, unit, decimals, True, True, some.forgetting.n))
     return found
 
 

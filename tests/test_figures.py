@@ -1,12 +1,15 @@
 """The figures: colours of the page, labels that cover nothing, sweeps and seeds where there are some."""
 
+import csv
+import json
 import re
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 from pages import make
-from synthetic_run import load_params, write_run
+from synthetic_run import ROOT, load_params, write_run
 
 from anamnesis import labels, scatter, trust, type_figures
 from anamnesis.distribution import Estimate
@@ -116,3 +119,27 @@ def test_more_sets_than_fit_side_by_side_have_a_panel_a_type() -> None:
     assert [panel.title for panel in panels] == ["Code", "Maths", "Other"]  # no set has any writing
     assert len({panel.name for panel in panels}) == 3
     assert all(">set-5<" in panel.svg for panel in panels)
+
+
+def fields(part: object) -> set[str]:
+    """Every field that a Vega-Lite template reads."""
+    if isinstance(part, list):
+        return set().union(*map(fields, part))
+    if not isinstance(part, dict):
+        return set()
+    own = {part["field"]} if isinstance(part.get("field"), str) else set()
+    own |= set(re.findall(r"datum\.(\w+)", " ".join(str(part.get(key, "")) for key in ("calculate", "filter"))))
+    return own.union(*map(fields, part.values()))
+
+
+def test_templates_of_dvc_plots_read_columns_that_there_are(root: Path) -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    plots = {name: setting for entry in stages["report"]["plots"] for name, setting in entry.items()}
+    assert [setting["template"] for setting in plots.values()] == ["frontier", "scores", "tasks", "types"]
+    for name, setting in plots.items():
+        template = json.loads((ROOT / f".dvc/plots/{setting['template']}.json").read_text(encoding="utf-8"))
+        with open(root / name, encoding="utf-8", newline="") as file:
+            columns = set(csv.DictReader(file).fieldnames or ())
+        assert template["data"] == {"values": "<DVC_METRIC_DATA>"}
+        assert fields(template) <= columns | {"rev"}, "rev is the revision, which dvc adds"
+        assert {setting["x"], setting["y"]} <= columns

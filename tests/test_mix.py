@@ -326,3 +326,14 @@ def test_too_few_rows_of_a_source_name_its_own_key(default_params: dict[str, Any
         "variants.wild: 15 rehearsal rows are needed (mix.total 20 x (1 - 0.25)) and 10 are there; "
         "lower mix.total to 14 or raise rehearsal.rows from 12 to about 18"
     )
+
+
+def test_no_domain_rows_at_all_is_the_end_of_pure_rehearsal() -> None:
+    """At mix.domain_fraction 0 variants with rehearsal have none; a variant without is all domain, as ever."""
+    pure = mixed(domain_rows(30), cleaned_rows(30), 20, 0)
+    assert pure["source"].to_pylist() == ["reconstructed"] * 20
+    assert mixed(domain_rows(30), None, 20, 0).num_rows == 20
+    assert mixed(domain_rows(30), None, 20, 0).equals(mixed(domain_rows(30), None, 20, 0.5))
+    mixing.check_pools(20, {"domain": 0.0}, {"x": {"domain": 0, "rehearsal": 20}}, 30, 30)
+    by_tokens = mixed(domain_rows(30), cleaned_rows(60), 100, 0, unit="tokens")
+    assert set(by_tokens["source"].to_pylist()) == {"reconstructed"}

@@ -147,6 +147,13 @@ def test_many_models_stand_below_each_other(wide_tree: Tree, wide: Path) -> None
     assert groups == ["", "The domain", "Everything else", "Safety"]
     assert wide_tree.tags["details"] > 18, "findings, measures and items fold"
     key = wide_tree.cells["key"]
+    assert headings(wide_tree, "key")[2:] == [
+        "learntbits per byte: domain, held-out answers",
+        "forgottenbits per byte: its own answers to held-out instructions",
+        "learntaccuracy: domain, multiple choice",
+        "forgottenaccuracy: mean of 2 measures",
+    ]
+    assert re.fullmatch(r"domain, multiple choiceaccuracy ↑base 0\.\d+, n = 60", " ".join(heads[1].split()))
     assert [line[1] for line in key[1:]] == [str(i) for i in range(1, 19)]
     assert html.count("figure-frontier-text-title") == 2  # the id and what refers to it
     assert len(html) < 2_000_000
@@ -173,7 +180,9 @@ def test_every_measure_tells_gained_and_lost_items_and_seeds(wide_tree: Tree) ->
     of_measures = [
         wide_tree.cells[f"task-{name}"] for name in MEASURES if name not in ("domain_text", "own_text", "own_kl")
     ]
-    assert int(moved["domain-only"][1]) == sum(int(table[1][head.index("lost")]) for table in of_measures)
+    lost = [int(table[1][head.index("lost")]) for table in of_measures]  # domain, two of everything else, safety
+    assert [int(number) for number in moved["domain-only"][1::2]] == [lost[0], lost[1] + lost[2], lost[3]]
+    assert headings(wide_tree, "moved")[1:4] == ["gaineddomain", "lostdomain", "gainedeverything else"]
 
 
 def test_categories_stand_across(wide_tree: Tree) -> None:
@@ -209,11 +218,18 @@ for (let i = 0; i < 3; i++) {
   button.click();
   states.push(table.tHead.rows[0].cells[2].getAttribute("aria-sort") + ":" + column());
 }
+const heads = [...document.querySelectorAll("#table-1 thead th")];
+const avoided = heads.find((head) => head.textContent.startsWith("forgetting avoided"));
+avoided.querySelector("button").click();  // base, the first row, has none
 const select = document.querySelector("#lost select");
 select.selectedIndex = 1; select.dispatchEvent(new Event("change"));
 const items = [...document.querySelector("#lost ul.items").children];
 const right = items.every((item) => item.hidden !== item.dataset.lost.split(" ").includes(select.value));
-document.body.dataset.found = JSON.stringify({states, right, some: items.some((item) => !item.hidden)});
+const root = document.documentElement;
+const sideways = root.scrollWidth - root.clientWidth;  // tables scroll by themselves, the page does not
+const some = items.some((item) => !item.hidden);
+const first = avoided.getAttribute("aria-sort");
+document.body.dataset.found = JSON.stringify({states, first, right, some, sideways});
 """
 
 
@@ -250,5 +266,7 @@ def test_tables_sort_and_lost_items_filter(wide: Path, tmp_path: Path) -> None:
     assert down == f"descending:{','.join(map(str, sorted(order, reverse=True)))}"
     assert up == f"ascending:{','.join(map(str, sorted(order)))}"
     assert again == f"null:{before}"
+    assert found["first"] == "descending"
+    assert found["sideways"] <= 0
     assert found["right"]
     assert found["some"]

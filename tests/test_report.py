@@ -24,6 +24,7 @@ from anamnesis.measures import MEASURES
 from anamnesis.sections import Model
 
 OUTPUTS = ["report.html", "report.md", "metrics/summary.json", "metrics/frontier.csv"]
+OUTPUTS += ["metrics/scores.csv", "metrics/tasks.csv", "metrics/types.csv"]
 
 
 @pytest.fixture(scope="module")

@@ -4,16 +4,20 @@ import contextlib
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import synthetic_run
+import yaml
 from compared import compared, samples
-from synthetic_run import EVERY_MEASURE, LEADERBOARD, load_params, paper_params, wide_params, write_run
+from synthetic_run import EVERY_MEASURE, LEADERBOARD, ROOT, load_params, paper_params, wide_params, write_run
 
-from anamnesis import findings, flat, plaintext, records, results, wording
+from anamnesis import accounts, findings, flat, likeness, plaintext, records, results, tables, wording
 from anamnesis import params as settings
 from anamnesis.errors import UserError
 from stages import report
@@ -203,9 +207,53 @@ def test_the_papers_numbers_stand_beside_ours_at_its_size_alone(paper: Made, wid
                 if cell.paper]  # fmt: skip
 
 
+def test_the_papers_numbers_do_not_stand_beside_other_tests_of_the_same_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # MMLU-Pro from a local file, asked without examples, is no MMLU-Pro of the leaderboard.
+    levels = synthetic_run.OTHER_LEVELS | {"mmlu_pro": synthetic_run.OTHER_LEVELS["leaderboard_mmlu_pro"]}
+    monkeypatch.setattr(synthetic_run, "OTHER_LEVELS", levels)
+    _, account = made(tmp_path, paper_params(), [*LEADERBOARD[1:], "mmlu_pro"])
+    first = account.found.tables[0]
+    assert not first.paper
+    assert [column.label for column in first.columns][:4] == ["MMLU-Pro", "GPQA", "IFEval", "MATH"]
+    assert any("nearest to the paper's: MMLU-Pro is MMLU-Pro, 0-shot" in note for note in first.notes)
+    assert any("left out" in note for note in first.notes)
+    assert not [cell.paper for line in first.lines for cell in line.cells.values() if cell.paper]
+    some = settings.Params.model_validate(paper_params() | {"evaluate": paper_params()["evaluate"] | {"items": 100}})
+    assert accounts.is_paper_size(settings.Params.model_validate(paper_params()))
+    assert not accounts.is_paper_size(some), "a hundred items of each are no whole benchmark"
+
+
+def test_the_reference_is_tuned_in_full_and_ours_may_be_a_stand_in() -> None:
+    raw = load_params()
+    lora = {"rehearsal": "none", "tuning": {"method": "lora"}}
+    raw["variants"] = {"domain-lora": lora, **raw["variants"]}
+    assert accounts.reference_of(settings.Params.model_validate(raw)) == "domain-only"
+    raw["variants"] = {"domain-lora": lora}
+    assert accounts.reference_of(settings.Params.model_validate(raw)) == "domain-lora"
+    plain = [tables.Model(name, "variant", name, rehearsal="reconstructed", members=("a", "b"))
+             for name in ("random", "committee")]  # fmt: skip
+    assert tables.our_own(plain) == plain[0]
+    stand_in = replace(plain[1], stands_for="ours")
+    assert tables.our_own([plain[0], stand_in]) == stand_in
+    own = replace(plain[0], paper="ours")
+    assert tables.our_own([stand_in, own]) == own
+
+
+def test_every_number_of_the_papers_tables_has_its_items(wide: Made) -> None:
+    numbers = flat.summary(wide[1].found)
+    keys = {"average": "average.paper", "avoided": "forgetting", "avoided-text": "forgetting-text"}
+    for table in wide[1].found.tables:
+        for column in table.columns:
+            assert column.n == numbers[f"dolly.{keys.get(column.key, column.key)}.n"] > 0
+
+
 def test_markdown_fits_a_comment_and_says_what_it_left_out(wide: Made, paper: Made) -> None:
     for _, account in (wide, paper):
-        assert len(plaintext.markdown(account).encode()) <= plaintext.MOST_CHARACTERS
+        text = plaintext.markdown(account)
+        assert len(text.encode()) <= plaintext.MOST_CHARACTERS
+        assert max(map(len, text.splitlines())) <= plaintext.TERMINAL_WIDTH
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plaintext, "MOST_CHARACTERS", 30_000)
         text = plaintext.markdown(wide[1])
@@ -251,16 +299,31 @@ def test_the_first_frontier_is_of_texts_and_another_of_accuracies(wide: Made, pa
 
 @pytest.mark.parametrize("measures", [[], None])
 def test_dvc_draws_the_files(tmp_path: Path, measures: list[str] | None) -> None:
-    run, account = made(tmp_path, load_params(), measures)
-    records.write_text(run / "frontier.csv", flat.csv_text(flat.FRONTIER, flat.frontier_lines(account.found)))
-    records.write_text(run / "scores.csv", flat.csv_text(flat.SCORES, flat.score_lines(account.found)))
-    records.write_text(run / "tasks.csv", flat.csv_text(flat.TASKS, flat.task_lines(account.found)))
+    # One variant, no further seeds, no interpolation: as dvc.yaml has the plots, with the templates of .dvc/plots.
+    raw = load_params()
+    raw["variants"] = {"domain-only": raw["variants"]["domain-only"]}
+    run, account = made(tmp_path, raw, measures)
+    found = account.found
+    for name, columns, lines in (
+        ("frontier", flat.FRONTIER, flat.frontier_lines(found)),
+        ("scores", flat.SCORES, flat.score_lines(found)),
+        ("tasks", flat.TASKS, flat.task_lines(found)),
+        ("types", likeness.TYPES, likeness.type_lines(account.likeness)),
+    ):
+        records.write_text(run / f"metrics/{name}.csv", flat.csv_text(columns, lines))
     dvc = [sys.executable, "-m", "dvc"]
     subprocess.run([*dvc, "init", "--no-scm", "-q"], cwd=run, check=True)
-    draw = [*dvc, "plots", "show", "frontier.csv", "scores.csv", "tasks.csv"]
-    shown = subprocess.run(draw, cwd=run, check=True, capture_output=True, text=True)
+    shutil.copytree(ROOT / ".dvc/plots", run / ".dvc/plots")
+    plots = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["report"]["plots"]
+    (run / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"report": {"cmd": "true", "plots": plots}}}))
+    shown = subprocess.run([*dvc, "plots", "show"], cwd=run, check=True, capture_output=True, text=True)
     assert "failed" not in shown.stderr
-    assert (run / "dvc_plots/index.html").read_text(encoding="utf-8").count("vegaEmbed") >= 3
+    html = (run / "dvc_plots/index.html").read_text(encoding="utf-8")
+    assert html.count("vegaEmbed(") == len(plots) == 4
+    assert "<DVC_METRIC" not in html
+    for words in ("further up: more", "against base, 95 % interval", "difference to base, 95 % interval", "of the set"):
+        assert words in html, "the template of ours, not DVC's default"
+    assert ('"domain-only"' in html) == (measures is None)
 
 
 def test_the_terminal_fits_and_says_no_difference_shown(wide: Made, small: Made) -> None:

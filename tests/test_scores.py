@@ -114,6 +114,41 @@ def test_seeds_are_told_apart_from_items() -> None:
     assert [(item.seeds, item.of) for item in changed.lost] == [(3, 3)] * 4
 
 
+def test_no_difference_shown_is_said_of_scores_shares_and_seeds_that_cover_zero() -> None:
+    base = samples("arithmetic", [1] * 20)
+    alone, other = samples("arithmetic", [0] * 8 + [1] * 12), samples("arithmetic", [0] * 7 + [1] * 13)
+    again = [samples("arithmetic", [0] * lost + [1] * (20 - lost)) for lost in (1, 0)]  # of `other`: 7, 1 and 0
+    found = results.results(
+        {"base": base, "alone": alone, "other": other}, "alone", 500, 1,
+        reseeded={("other", 18): again[0], ("other", 19): again[1]},
+    )  # fmt: skip
+    by_model = found.scores["accuracy"]
+    assert by_model["other"].forgetting.verdict == "worse"  # of its main seed
+    lines = findings.score_table(by_model, found)
+    first = next(i for i, line in enumerate(lines) if line[0] == "over 3 seeds")
+    assert lines[first][2].startswith("+0.133 [-0.")
+    assert lines[first + 1] == ["", "", "sd 0.189, no difference shown", ""]
+    said = findings.score_sentences(found, "other")
+    assert "(no difference shown)" not in said[0]
+    assert "(sd 0.189, no difference shown)" in said[1]
+    kept = findings.kept_table(by_model, found)
+    assert kept[0][1].startswith("+0.050 [0.000, ")
+    assert kept[1] == ["", "no difference shown", "", ""]
+    assert "(no difference shown), 13 % of what alone forgot" in findings.rehearsal_findings(found)["other"]
+
+
+def test_a_distance_between_variants_is_in_holms_family() -> None:
+    names = ("own_kl", "own_text")
+    base = [row for name in names for row in samples(name, [0.0] * 8)]
+    alone = [row for name in names for row in samples(name, [1.0] * 8)]
+    other = [row for name in names for row in samples(name, [0.5 + i / 100 for i in range(8)])]
+    found = results.results({"base": base, "alone": alone, "other": other}, "alone", 500, 1)
+    p = 2 / 2**8
+    assert [row.cells["other"].holm for row in found.against_reference] == [pytest.approx(2 * p)] * 2
+    to_base = {row.measure: row.cells["other"].holm for row in found.rows}
+    assert to_base == {"own_text": pytest.approx(p), "own_kl": None}
+
+
 def test_two_seeds_have_no_interval() -> None:
     base, tuned = samples("arithmetic", [1] * 20), samples("arithmetic", [0] * 6 + [1] * 14)
     found = results.results({"base": base, "tuned": tuned}, None, 500, 1, reseeded={("tuned", 18): base})

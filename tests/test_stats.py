@@ -244,6 +244,9 @@ def test_every_model_has_the_same_resamples_however_they_are_split(monkeypatch: 
     generator = np.random.default_rng(4)
     differences, weights = generator.normal(size=(3, 50)), generator.integers(1, 9, 50).astype(float)
     together = stats.replicates(differences, weights, 200, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(stats, "AT_ONCE", 50 * 7)  # 29 parts of 7 resamples, the last one of 4
+        assert stats.replicates(differences, weights, 200, 5) == pytest.approx(together)
     alone = [stats.replicates(row[None], weights, 200, 5)[0] for row in differences]
     assert together == pytest.approx(np.array(alone))
     assert together[0] - together[1] == pytest.approx(

@@ -470,4 +470,4 @@ def test_unknown_variant(project: Project, default_params: dict[str, Any]) -> No
     command = [sys.executable, "-m", "stages.train", "nobody"]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: python -m stages.train <variant>; variants: ")
+    assert done.stderr.startswith("error: python -m stages.train <variant> [seed]; variants: ")

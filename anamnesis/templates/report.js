@@ -6,7 +6,7 @@
     if (cell.dataset.sort !== undefined) return Number(cell.dataset.sort);
     const text = cell.textContent.trim();
     const number = Number(text.replace(/\u2212/g, "-").replace(/\s*%$/, ""));
-    return text !== "" && !Number.isNaN(number) ? number : cell.tagName === "TH" || text === "" ? text : text;
+    return text !== "" && !Number.isNaN(number) ? number : text;
   };
   const compare = (a, b) => {
     if (typeof a === "number" && typeof b === "number") return a - b;
@@ -28,7 +28,7 @@
       button.addEventListener("click", () => {
         const before = head.getAttribute("aria-sort");
         // numbers start with the largest, names with a; the third click restores the order of the page
-        const start = typeof value(first[0], column) === "number" ? "descending" : "ascending";
+        const start = first.some((row) => typeof value(row, column) === "number") ? "descending" : "ascending";
         const other = start === "descending" ? "ascending" : "descending";
         const now = before === start ? other : before === other ? null : start;
         heads.forEach((one) => one.removeAttribute("aria-sort"));
