@@ -41,7 +41,7 @@ SECTIONS_AT_ONCE = {
 SHORT = {"samples": 2, "temperature": 1.0, "top_p": 0.9, "max_tokens": 96, "system": "Answer in one short sentence."}
 EVERYTHING = {
     "models@smollm2", "models@twin", "domain", "probe", "converse", "rehearse", "distribution", "respond@smollm2",
-    "respond@twin", "judge@smollm2", "judge@twin", "select", "agree", "clean", "mix", "train@domain-only",
+    "respond@twin", "judge@smollm2", "judge@twin", "select", "agree", "suite", "clean", "mix", "train@domain-only",
     "train@committee", "evaluate-base", "evaluate@domain-only", "evaluate@committee", "report",
 }  # fmt: skip
 AFTER_A_MEMBER = {

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rehearsal_sets import WRITE, chat, own_file, question, said
 
-from anamnesis import drawing, formats, rehearsal, sources, variants
+from anamnesis import drawing, formats, rehearsal, sections, sources
 from anamnesis.drawing import instruction_of, reasons_of
 from anamnesis.errors import MODEL_UNAVAILABLE, UserError
 from anamnesis.public_sets import PUBLIC_SETS
@@ -78,8 +78,8 @@ def test_a_public_set_in_its_exact_form(name: str, tmp_path: Path) -> None:
 
 
 def test_the_registry_has_the_names_of_params_and_pins_all_but_one() -> None:
-    assert tuple(PUBLIC_SETS) == variants.PUBLIC_SETS
-    assert tuple(WRITE) == variants.PUBLIC_SETS
+    assert tuple(PUBLIC_SETS) == sections.PUBLIC_SETS
+    assert tuple(WRITE) == sections.PUBLIC_SETS
     moving = {name for name, public in PUBLIC_SETS.items() if not COMMIT.fullmatch(public.revision)}
     assert moving == {"openhermes-1"}
     text = (Path(__file__).parent.parent / "docs/rehearsal.md").read_text(encoding="utf-8")
