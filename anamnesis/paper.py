@@ -8,6 +8,8 @@ https://github.com/vishalsingha/replay-dataset-pipeline/blob/0ee78cec34aa7583127
 
 from dataclasses import dataclass, field
 
+from anamnesis.sections import PUBLIC_SETS
+
 AVERAGE = "average"
 SOURCES = (
     "second-hand: from the write-up blog/replay-dataset-pipeline.md in github.com/vishalsingha/replay-dataset-pipeline "
@@ -40,16 +42,5 @@ ROWS: dict[str, PaperRow] = {
     "single-model-single-response": PaperRow("single model, single response", {AVERAGE: 38.81}),
     "single-model-multi-response-filtered": PaperRow("single model, many responses, filtered", {AVERAGE: 39.06}),
 }
-TABLE_1 = (
-    "base",
-    "sharegpt",
-    "evol-instruct",
-    "genqa",
-    "openhermes-1",
-    "openhermes-2-5",
-    "tulu-v2-mix",
-    "wildchat",
-    "ultrachat-200k",
-    "ours",
-)
+TABLE_1 = ("base", *PUBLIC_SETS, "ours")
 TABLE_2 = ("base", "single-model-single-response", "single-model-multi-response-filtered", "ours")
