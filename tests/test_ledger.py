@@ -7,7 +7,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -113,6 +115,20 @@ def test_several_processes_write_at_once(tmp_path: Path) -> None:
         }
         assert all(record.model == f"m{int(record.key, 16) % 3}" for record in ledger.records())
         assert ledger.faults() == []
+
+
+def test_a_new_file_is_opened_by_several_at_once(tmp_path: Path) -> None:
+    """SQLite refuses, without waiting, whoever comes while another turns a new file to WAL: one time in sixty."""
+    start = threading.Barrier(6)
+
+    def opened(number: int) -> int:
+        start.wait()
+        with Ledger(tmp_path / f"{number}.sqlite") as ledger:
+            return len(ledger)
+
+    with ThreadPoolExecutor(6) as pool:
+        for number in range(300):
+            assert list(pool.map(opened, [number] * 6)) == [0] * 6
 
 
 def test_a_model_may_be_dropped_beside_a_run_that_asks_it(tmp_path: Path) -> None:

@@ -141,11 +141,23 @@ class Ledger:
             self._db = sqlite3.connect(self.path, timeout=PATIENCE_S, isolation_level=None)
             if new:
                 self.path.chmod(0o600)  # prompts and answers are nobody else's business
-            self._db.execute("PRAGMA journal_mode=WAL")
+            self._begin_wal()
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._update_schema()
         except (sqlite3.Error, OSError) as error:
             raise UserError(self._advice(error)) from None
+
+    def _begin_wal(self) -> None:
+        """Enter WAL mode; SQLite's timeout doesn't cover the moment when several make a new file so."""
+        until = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
 
     def _advice(self, error: Exception) -> str:
         """The line for a file that can't be opened or written."""
