@@ -271,10 +271,15 @@ class Train(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"
     zero: Literal[0, 1, 2, 3] = 0
-    processes: Positive = 1  # > 1: started with torchrun on this machine
+    offload: Literal["none", "optimizer", "all"] = "none"  # to the host's memory: master weights and AdamW's states
+    launch: Literal["auto", "torchrun", "deepspeed"] = "auto"  # auto: one process needs no launcher, more take torchrun
+    processes: Positive = 1  # on this machine, or under `hostfile` on all machines together
+    hostfile: str | None = None  # of launch: deepspeed, a line a machine: <host> slots=<processes>
+    attention: Literal["auto", "sdpa", "flash_attention_2"] = "auto"  # auto: FlashAttention on a GPU that has it
     packing: bool = True
     activation_checkpointing: bool = False  # recompute them in the backward pass: less memory, more time
-    checkpoint_steps: Positive = 10
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 10  # 0: after every step
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = []  # live metrics, beside the CSV
     seeds: list[Annotated[int, Field(ge=0)]] = []  # further ones, beside the main seed
     seeded: list[str] = []  # the variants that are trained again with each of them
 

@@ -30,7 +30,7 @@ from anamnesis.sections import Train
 from anamnesis.variants import FULL, KL, Lora, Method
 
 COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "supervised_tokens", "tokens_per_s")
-ELSEWHERE = {"seeds", "seeded"}  # of section train: they say which runs there are, not how one of them goes
+ELSEWHERE = {"seeds", "seeded", "launch", "hostfile", "checkpoint_minutes", "trackers"}  # of section train: they change no weight
 LEAK_TOLERANCE = 0.05  # in logits; what leaks moves them by whole units, what doesn't by nothing
 
 
@@ -202,7 +202,7 @@ def fingerprint(run: Run, ranks: Ranks) -> str:
     import torch
     import transformers
 
-    settings = run.settings.model_dump(exclude={"checkpoint_steps", *ELSEWHERE})
+    settings = run.settings.model_dump(exclude=ELSEWHERE)
     versions = [deepspeed.__version__, torch.__version__, transformers.__version__]
     method = run.tuning.model_dump()
     if isinstance(run.tuning, Lora):
