@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from anamnesis import chat, export, packing, trainset, tuning
+from anamnesis import cards, chat, export, packing, trainset, tuning
 from anamnesis.checkpoints import Checkpoints
 from anamnesis.errors import QUALITY, UserError
 from anamnesis.hardware import multiplies_bf16
@@ -27,6 +27,7 @@ from anamnesis.progress import Progress, say
 from anamnesis.ranks import Ranks, process_group
 from anamnesis.records import seed_of
 from anamnesis.sections import Train
+from anamnesis.trackers import Trackers
 from anamnesis.variants import FULL, KL, Lora, Method
 
 COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "supervised_tokens", "tokens_per_s")
@@ -50,6 +51,7 @@ class Run:
     curve: Path  # the CSV
     checkpoints: Path
     tuning: Method = FULL
+    base: cards.Card | None = None  # for the model card; None: what model_dir says of itself
 
 
 def engine_config(run: Run, world: int) -> dict[str, Any]:
@@ -361,12 +363,17 @@ def train(run: Run) -> None:
         curve = Curve(run.curve, checkpoints.resume(engine), ranks.rank)
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         bar = Progress(f"train {run.variant}", len(batches), "steps")
-        with bar if ranks.rank == 0 else contextlib.nullcontext():
+        about = {"variant": run.variant, "seed": run.seed, "base": run.identity, "tuning": run.tuning.model_dump()}
+        about |= {"rows": len(run.rows), "steps": len(batches), "train": settings.model_dump(exclude=ELSEWHERE)}
+        names = settings.trackers if ranks.rank == 0 else []
+        live = Trackers(names, run.curve.stem, checkpoints.key, about, curve.rows)
+        with bar if ranks.rank == 0 else contextlib.nullcontext(), live:
             bar.done = len(curve.rows)
             for step in range(len(curve.rows), len(batches)):
                 batch = [[examples[index] for index in sequences[sequence]] for sequence in batches[step]]
                 row = optimiser_step(engine, run, ranks, batch, step, len(batches), pad_id, reference)
                 curve.add(row)
+                live.log(row)
                 if ranks.rank == 0:
                     bar.advance(1, f"loss {row['loss']:.4f}, {row['tokens_per_s']:.0f} tokens/s")
                 if (step + 1) % settings.checkpoint_steps == 0 and step + 1 < len(batches):
@@ -377,6 +384,9 @@ def train(run: Run) -> None:
                 weights = tuning.merged(weights, run.tuning)
                 tuning.remove_adapters(engine.module)
             report = summary(run, audit, curve.rows)
-            measured = export.write(engine.module, weights, tokenizer, run.model_dir, run.tuned_dir, report)
+            base = run.base or cards.load_card(run.model_dir)
+            measured = export.write(
+                engine.module, weights, tokenizer, run.model_dir, run.tuned_dir, report, base, run.rows
+            )
             say(f"train: {run.tuned_dir}: max|w - w0| {measured['max_abs_change']:.3g}")
         checkpoints.clear()
