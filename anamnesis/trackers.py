@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import shutil
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -111,7 +112,7 @@ class Trackers:
             act()
         except Exception as error:
             self._open.pop(name, None)
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" …")
             say(f"train: tracker {name}: {reason}; training goes on without it")
 
     def _id(self) -> str:
@@ -149,23 +150,38 @@ def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, 
 
 
 class TensorBoard:
-    """Event files in tensorboard/<run>/. Events of an earlier part of the run are declared void, and written again."""
+    """An event file in tensorboard/<run>/, which a run that goes on writes anew.
+
+    It also declares void what it wrote before, for a TensorBoard that has read that. Events are written here and not by
+    a thread, as torch's SummaryWriter has it: what fails then fails where it can be caught.
+    """
 
     def __init__(self, folder: Path, name: str, run: str, settings: Mapping[str, Any]):
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard.summary import scalar, text
 
-        self._writer = SummaryWriter(str(folder / "tensorboard" / run), purge_step=0)
+        self._event, self._scalar = Event, scalar
+        place = folder / "tensorboard" / run
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        file = place / f"events.out.tfevents.{int(time.time())}.{os.getpid()}"  # by these names they are found
+        self._file = RecordWriter(file.open("wb"))
+        self._write(file_version="brain.Event:2")
+        self._write(step=0, session_log=SessionLog(status=SessionLog.START))
         lines = [f"| {key} | {value} |" for key, value in _flat(settings)]
-        self._writer.add_text("settings", "\n".join(["| key | value |", "| --- | --- |", *lines]), 0)
-        self._writer.flush()
+        self._write(step=0, summary=text("settings", "\n".join(["| key | value |", "| --- | --- |", *lines])))
+
+    def _write(self, **event: Any) -> None:
+        self._file.write(self._event(wall_time=time.time(), **event).SerializeToString())
+        self._file.flush()
 
     def log(self, row: Row) -> None:
         for name, value in _values(row).items():
-            self._writer.add_scalar(name, value, int(row["step"]))
-        self._writer.flush()
+            self._write(step=int(row["step"]), summary=self._scalar(name, value))
 
     def close(self, status: Status) -> None:
-        self._writer.close()
+        self._file.close()
 
 
 class Wandb:
@@ -216,8 +232,8 @@ class MLflow:
         from mlflow.entities import Metric, Param
         from mlflow.tracking import MlflowClient
 
-        for chatty in ("mlflow", "alembic"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # its errors come as exceptions too: one line is ours
+        logging.getLogger("alembic").setLevel(logging.WARNING)
         self._metric, self._steps = Metric, set[int]()
         address, artifacts = os.environ.get("MLFLOW_TRACKING_URI"), None
         if not address:
