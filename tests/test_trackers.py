@@ -411,8 +411,8 @@ def test_a_missing_package_ends_the_stage_before_any_work(
     )
     assert done.returncode == 2
     assert done.stderr == (
-        "error: train.trackers: wandb needs what is not installed; run `pip install wandb` in .venv, or take it off the "
-        "list\n"
+        "error: train.trackers: wandb needs what is not installed; run `pip install wandb` in .venv, or take it off "
+        "the list\n"
     )
     assert not (folder / "logs").exists()
 
