@@ -292,6 +292,13 @@ class Train(Section):
         if bool(self.seeds) != bool(self.seeded):
             there, missing = ("seeds", "seeded") if self.seeds else ("seeded", "seeds")
             raise ValueError(f"`{there}` says nothing without `{missing}`; name both, or set both to []")
+        if self.hostfile and self.launch != "deepspeed":
+            raise ValueError(f"`hostfile` is read by launch: deepspeed only, and launch is {self.launch}")
+        least = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
+        if self.zero < least:
+            raise ValueError(f"offload: {self.offload} needs zero: {least} or more, and zero is {self.zero}")
+        if self.attention == "flash_attention_2" and self.precision == "fp32":
+            raise ValueError("attention: flash_attention_2 computes in bf16 only, and precision is fp32")
         if self.global_batch % (self.micro_batch * self.processes):
             raise ValueError(
                 f"global_batch ({self.global_batch}) is not a multiple of "

@@ -6,7 +6,7 @@ further seed models/reseeded/<variant>-<seed>/, metrics/reseeded/train/<variant>
 Besides: checkpoints/<variant>/ (checkpoints/<variant>@<seed>/) while it runs; a killed run goes on from there.
 With train.trackers live metrics in logs/.
 Run: python -m stages.train <variant> [seed]
-More processes: train.processes starts them here; or, over several machines, torchrun … -m stages.train <variant>
+More processes: train.processes and train.launch start them; or you do, with torchrun … -m stages.train <variant>
 """
 
 import json
@@ -16,7 +16,8 @@ from pathlib import Path
 
 from anamnesis import cards, ranks, records, trackers, training
 from anamnesis import params as settings
-from anamnesis.errors import UserError, run
+from anamnesis.checkpoints import ended_early
+from anamnesis.errors import ENDED, PREEMPTED, UserError, run
 from anamnesis.params import Params
 from anamnesis.variants import Lora
 
@@ -46,9 +47,14 @@ def main() -> None:
     rows = records.read(f"data/mixed/{variant}.parquet", records.MIXED)
     model_dir = Path("models/pretrained") / params.target
     card = cards.load_card(model_dir)
+    checkpoints = Path(os.environ.get("ANAMNESIS_CHECKPOINTS", "checkpoints"))
+    checkpoints /= variant if seed is None else f"{variant}@{seed}"
     ranks.choose_accelerator()
-    if train.processes > 1 and not ranks.in_launched_process():
-        ranks.launch(train.processes, ["-m", "stages.train", *sys.argv[1:]])
+    if ranks.needs_launch(train):
+        try:
+            ranks.launch(train, "stages.train", sys.argv[1:])
+        except SystemExit as end:
+            raise SystemExit(PREEMPTED if end.code == ENDED and ended_early(checkpoints) else end.code) from None
         return
     conf = Path("conf/deepspeed") / f"zero{train.zero}.json"
     tuned, curve = Path(f"models/tuned/{variant}"), Path(f"metrics/train/{variant}.csv")
@@ -68,8 +74,7 @@ def main() -> None:
             deepspeed=json.loads(conf.read_text(encoding="utf-8")),
             tuned_dir=tuned,
             curve=curve,
-            checkpoints=Path(os.environ.get("ANAMNESIS_CHECKPOINTS", "checkpoints"))
-            / (variant if seed is None else f"{variant}@{seed}"),
+            checkpoints=checkpoints,
         )
     )
 

@@ -25,7 +25,7 @@ RAN = re.compile(r"^Running stage '([^']+)'", re.M)
 SECTIONS_AT_ONCE = {
     "probe": {"instructions": 10, "max_requests": 30, "max_tokens": 64, "canary": {"size": 10, "min_pass": 0.5}},
     "mix": {"domain_fraction": 0.34, "total": 6},
-    "train": {"epochs": 1, "global_batch": 2, "sequence_length": 160, "checkpoint_steps": 2},
+    "train": {"epochs": 1, "global_batch": 2, "sequence_length": 160, "checkpoint_minutes": 0},
     "evaluate": {
         "domain_choice": 4,
         "domain_exact": 2,
