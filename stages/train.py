@@ -1,9 +1,10 @@
 """Train: fine-tune the target on one variant's training set, with the main seed or a further one.
 
 In: data/mixed/<variant>.parquet, models/pretrained/<target>, conf/deepspeed/zero<n>.json.
-Out: models/tuned/<variant>/ (weights, tokenizer, training.json), metrics/train/<variant>.csv; with a further seed
-models/reseeded/<variant>-<seed>/, metrics/reseeded/train/<variant>-<seed>.csv.
+Out: models/tuned/<variant>/ (weights, tokenizer, training.json, README.md), metrics/train/<variant>.csv; with a
+further seed models/reseeded/<variant>-<seed>/, metrics/reseeded/train/<variant>-<seed>.csv.
 Besides: checkpoints/<variant>/ (checkpoints/<variant>@<seed>/) while it runs; a killed run goes on from there.
+With train.trackers live metrics in logs/.
 Run: python -m stages.train <variant> [seed]
 More processes: train.processes and train.launch start them; or you do, with torchrun … -m stages.train <variant>
 """
@@ -13,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-from anamnesis import cards, ranks, records, training
+from anamnesis import cards, ranks, records, trackers, training
 from anamnesis import params as settings
 from anamnesis.checkpoints import ended_early
 from anamnesis.errors import ENDED, PREEMPTED, UserError, run
@@ -42,6 +43,7 @@ def main() -> None:
     train = params.train
     if isinstance(tuning, Lora) and tuning.learning_rate:
         train = train.model_copy(update={"learning_rate": tuning.learning_rate})
+    trackers.check(train.trackers)
     rows = records.read(f"data/mixed/{variant}.parquet", records.MIXED)
     model_dir = Path("models/pretrained") / params.target
     card = cards.load_card(model_dir)
@@ -68,6 +70,7 @@ def main() -> None:
             model_dir=model_dir,
             identity=str(card.weights),
             trust_remote_code=card.trust_remote_code,
+            base=card,
             deepspeed=json.loads(conf.read_text(encoding="utf-8")),
             tuned_dir=tuned,
             curve=curve,
