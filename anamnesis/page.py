@@ -30,6 +30,7 @@ ITEM_CHARACTERS = 600  # of a lost item's question and of each answer
 HELD_OUT = "held out"
 SETS_SIDE_BY_SIDE = 3  # of instructions, in one figure of types
 GRID = "Difference to base with its 95 % bootstrap interval over the paired items, a line a model"
+CHAIN = "Difference to the variant that it started from, with its 95 % interval over the paired items"
 AGAINST = "Difference to the variant without rehearsal, with its 95 % interval over the paired items"
 FEW = 4  # models at most that stand side by side in the result table; more stand below each other
 
@@ -195,6 +196,12 @@ def html(account: Account, params: Params) -> str:
         rehearsal_variants=rehearsed,
         unrehearsed=[
             findings.label_of(found, name) for name in rehearsed if found.models[name].rehearsal in (None, "none")
+        ],
+        chain=findings.chain_findings(found, values=False),
+        chain_grids=[
+            cells.grid(found, f"chain-{init}", CHAIN, rows, list(rows[0].cells), findings.label_of(found, init))
+            for init, rows in found.against_init.items()
+            if rows
         ],
         frontiers=frontiers,
         numbered=_numbered(list(marks.values())),

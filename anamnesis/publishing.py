@@ -20,6 +20,7 @@ import yaml
 from anamnesis.cards import Card
 from anamnesis.params import Params
 from anamnesis.records import licences_of
+from anamnesis.shares import DOMAIN
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -122,7 +123,10 @@ def card(name: str, mixed: Rows, params: Params, cards: Mapping[str, Card]) -> s
     }
     if "other" in hub:
         metadata |= {"license_name": "mixed", "license_link": "README.md"}
-    variant, mix = params.variants[name], params.mix
+    variant, mix = params.tuned_variants()[name], params.mix
+    fractions = params.fractions_of(name)
+    main = next(iter(fractions)).removeprefix(f"{DOMAIN}:")
+    domain = params.domain.source if main == DOMAIN else mix.domains[main].source
     authors = [key for key in variant.members if key in params.members()]
     judges = [key for key in variant.judges if key in params.enabled_judges()]
     used = list(dict.fromkeys([params.target, *authors, *judges]))
@@ -136,9 +140,9 @@ def card(name: str, mixed: Rows, params: Params, cards: Mapping[str, Card]) -> s
         f"---\n{front}---",
         f"# The training set of variant {name}",
         f"{len(mixed)} conversations, {sum(row['tokens'] or 0 for row in mixed)} tokens as {params.target} counts "
-        f"them: domain rows ({params.domain.source}) and rehearsal rows, made by anamnesis with seed {params.seed}. "
+        f"them: domain rows ({domain}) and rehearsal rows, made by anamnesis with seed {params.seed}. "
         f"{rehearsal[0].upper()}{rehearsal[1:]}. Size: {mix.total} {mix.unit}, "
-        f"{sum(mix.fractions().values()):g} of it domain where there is rehearsal.",
+        f"{sum(fractions.values()):g} of it domain where there is rehearsal.",
         "Recalled instructions are samples from a model: likely under what it was trained on, not shown to have been "
         "in it. Responses were written by models and can be wrong.",
         "## Rows by source",
@@ -191,8 +195,9 @@ def _models(used: Iterable[str], params: Params, cards: Mapping[str, Card]) -> l
 
 def _excerpt(name: str, params: Params) -> str:
     raw = yaml.safe_load(attached(params))
-    shown = {"seed": raw["seed"], "target": raw["target"], "domain": raw["domain"], "variants": {}, "mix": raw["mix"]}
-    shown["variants"] = {name: raw["variants"][name]}
+    section = params.key_of(name).partition(".")[0]
+    shown = {"seed": raw["seed"], "target": raw["target"], "domain": raw["domain"]}
+    shown |= {section: {name: raw[section][name]}, "mix": raw["mix"]}
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
 
 

@@ -31,12 +31,12 @@ def main() -> None:
     asked = parser.parse_args().variants
     params = settings.load()
     for name in asked:
-        if name not in params.variants:
-            raise UserError(f"{name}: no such variant; known: {', '.join(params.variants)}")
+        if name not in params.tuned_variants():
+            raise UserError(f"{name}: no such variant; known: {', '.join(params.tuned_variants())}")
     check_fresh()
     folders = {key: Path("models/pretrained") / key for key in params.models}
     cards = {key: load_card(folder) for key, folder in folders.items() if (folder / "model.json").is_file()}
-    for name in asked or params.variants:
+    for name in asked or params.tuned_variants():
         mixed = records.read(f"data/mixed/{name}.parquet", records.MIXED)
         for file, text in publishing.files(name, mixed, params, cards).items():
             records.write_text(f"exports/{name}/{file}", text)
