@@ -199,7 +199,7 @@ def html(account: Account, params: Params) -> str:
         ],
         chain=findings.chain_findings(found, values=False),
         chain_grids=[
-            cells.grid(found, f"chain-{init}", CHAIN, rows, list(rows[0].cells), findings.label_of(found, init))
+            cells.grid(found, f"from-{init}", CHAIN, rows, list(rows[0].cells), findings.label_of(found, init))
             for init, rows in found.against_init.items()
             if rows
         ],
