@@ -110,6 +110,15 @@ def test_all_that_is_tuned(default_params: dict[str, Any]) -> None:
     assert params.fractions_of("third") == params.fractions_of("committee") == {"domain": 0.17, "domain:cardiology": 0}
 
 
+def test_the_example_in_the_docs_is_one(default_params: dict[str, Any]) -> None:
+    text = (ROOT / "docs/training.md").read_text(encoding="utf-8").partition("## A chain of domains\n\n```yaml\n")[2]
+    for section, entries in yaml.safe_load(text.partition("```")[0]).items():
+        default_params[section] |= entries
+    params = Params.model_validate(default_params)
+    assert list(params.continued) == ["second", "second-kept", "third"]
+    assert params.fractions_of("second-kept") == {"domain:cardiology": 0.17}
+
+
 # --- the mix ---
 
 
