@@ -78,7 +78,7 @@ def check_pools(
         f"variants.{name}": {"domain": domain} | ({} if have is None else {"rehearsal": have})
         for name, have in rehearsal.items()
     }
-    mixing.check_pools(total, dict.fromkeys(pools, {"domain": fraction}), pools, instructions, train)
+    mixing.check_pools(total, {name: {"domain": fraction} for name in pools}, pools, instructions, train)
 
 
 @pytest.mark.parametrize(

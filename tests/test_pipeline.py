@@ -153,7 +153,7 @@ def test_a_further_seed_reruns_no_training() -> None:
 
 
 def test_a_variant_reruns_its_own_training_alone() -> None:
-    """Whatever reads all variants reads the continued ones as well; training reads one entry, and its init's weights."""
+    """Whatever reads all variants reads the continued ones as well; training reads one entry and its init."""
     for stage, entry in STAGES.items():
         assert ("variants" in entry["params"]) == ("continued" in entry["params"]), stage
     own = {stage: [key for key in STAGES[stage]["params"] if "${" in key] for stage in TRAINS}
