@@ -30,7 +30,7 @@ ITEM_CHARACTERS = 600  # of a lost item's question and of each answer
 HELD_OUT = "held out"
 SETS_SIDE_BY_SIDE = 3  # of instructions, in one figure of types
 GRID = "Difference to base with its 95 % bootstrap interval over the paired items, a line a model"
-CHAIN = "Difference to the variant that it started from, with its 95 % interval over the paired items"
+CHAIN = "Difference to {}, whose weights it started from, with its 95 % interval over the paired items"
 AGAINST = "Difference to the variant without rehearsal, with its 95 % interval over the paired items"
 FEW = 4  # models at most that stand side by side in the result table; more stand below each other
 
@@ -199,9 +199,9 @@ def html(account: Account, params: Params) -> str:
         ],
         chain=findings.chain_findings(found, values=False),
         chain_grids=[
-            cells.grid(found, f"from-{init}", CHAIN, rows, list(rows[0].cells), findings.label_of(found, init))
+            cells.grid(found, f"from-{init}", CHAIN.format(label), rows, list(rows[0].cells), label)
             for init, rows in found.against_init.items()
-            if rows
+            if rows and (label := findings.label_of(found, init))
         ],
         frontiers=frontiers,
         numbered=_numbered(list(marks.values())),

@@ -222,7 +222,7 @@ class Params(Section):
                 )
 
     def _chains_end(self) -> None:
-        """Every continued variant has a name of its own and a domain that is there, and its chain begins at a variant."""
+        """Every continued variant has a name of its own and a domain that is there; its chain begins at a variant."""
         for name, variant in self.continued.items():
             if name in self.variants:
                 raise ValueError(f"continued.{name}: a variant has the name")

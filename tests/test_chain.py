@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from pages import make
+from pages import Tree, make
 from synthetic_run import load_params, write_run
 
 from anamnesis import packing, publishing, records, training, trainset
@@ -383,6 +383,7 @@ def test_a_chain_is_reported_against_base_and_against_what_it_started_from(tmp_p
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert all(page.count(f'id="from-{init}"') == 1 for init in ("committee", "second"))
     assert "<code>continued.second</code></th><td>from committee; domain cardiology; members smollm2" in page
+    assert Tree(page).open == []
     frontier = (tmp_path / "metrics/frontier.csv").read_text(encoding="utf-8")
     assert [line.split(",")[0] for line in frontier.splitlines()[-2:]] == ["third", "second"]
     tables = {name: page.partition(f'id="{name}"')[2].partition("</table>")[0] for name in ("table-1", "table-2")}
