@@ -128,6 +128,16 @@ def policy(script: str) -> str:
     )
 
 
+def _chain_grids(found: results.Results) -> list[cells.Grid]:
+    """A table for each model that others were continued from: these, against it."""
+    grids = []
+    for init, rows in found.against_init.items():
+        label = findings.label_of(found, init)
+        if rows:
+            grids.append(cells.grid(found, f"from-{init}", CHAIN.format(label), rows, list(rows[0].cells), label))
+    return grids
+
+
 def _held_out(account: Account, variant: str) -> int | None:
     """Instructions that a variant's picks leave out so that forgetting can be measured on them."""
     drops = account.select_drops.get(variant)
@@ -198,11 +208,7 @@ def html(account: Account, params: Params) -> str:
             findings.label_of(found, name) for name in rehearsed if found.models[name].rehearsal in (None, "none")
         ],
         chain=findings.chain_findings(found, values=False),
-        chain_grids=[
-            cells.grid(found, f"from-{init}", CHAIN.format(label), rows, list(rows[0].cells), label)
-            for init, rows in found.against_init.items()
-            if rows and (label := findings.label_of(found, init))
-        ],
+        chain_grids=_chain_grids(found),
         frontiers=frontiers,
         numbered=_numbered(list(marks.values())),
         footnotes=cells.footnotes,

@@ -15,12 +15,12 @@ import yaml
 from pages import Tree, make
 from synthetic_run import load_params, write_run
 
-from anamnesis import packing, publishing, records, training, trainset
+from anamnesis import packing, publishing, ranks, records, training, trainset
 from anamnesis import params as settings
 from anamnesis.cards import weights_identity
 from anamnesis.errors import MODEL_UNAVAILABLE, POOL_TOO_SMALL, UserError
 from anamnesis.params import Params
-from stages import mix
+from stages import mix, train
 
 ROOT = Path(__file__).resolve().parent.parent
 RECONSTRUCTED = {"rehearsal": "reconstructed", "members": ["smollm2"], "judges": ["smollm2"]}
@@ -300,6 +300,42 @@ def run_stage(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
         text=True,
         check=False,
     )
+
+
+def test_a_checkpoint_is_of_one_init(
+    default_params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other weights in models/tuned/<init> are another run: its checkpoint is not gone on from."""
+    import torch
+    from safetensors.torch import save_file
+
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.chdir(tmp_path)
+    params = Params.model_validate(with_chain(default_params))
+    folder = Path("models/tuned/committee")
+    folder.mkdir(parents=True)
+    keys = []
+    for value in (1.0, 1.5, 1.0):
+        save_file({"weight": torch.full((3,), value)}, folder / "model.safetensors")
+        assert train.start_of(params, "second") == folder
+        run = training.Run(
+            variant="second",
+            settings=params.train,
+            seed=1,
+            rows=[],
+            model_dir=folder,
+            identity=weights_identity(folder),
+            trust_remote_code=False,
+            deepspeed={},
+            tuned_dir=tmp_path,
+            curve=tmp_path,
+            checkpoints=tmp_path,
+        )
+        keys.append(training.fingerprint(run, ranks.Ranks(0, 1, "cpu")))
+    assert keys[0] == keys[2] != keys[1]
+    assert train.start_of(params, "committee") == Path("models/pretrained/smollm2")
+    with pytest.raises(UserError, match="run `dvc repro train-continued@second`"):
+        train.start_of(params, "third")
 
 
 @pytest.mark.slow
