@@ -391,7 +391,7 @@ def test_training_starts_from_the_init_s_weights(
     trained = AutoModelForCausalLM.from_pretrained(folder / "models/tuned/second").state_dict()
     moved = max(float((trained[name] - weight).abs().max()) for name, weight in model.state_dict().items())
     assert told["change"]["max_abs_change"] == pytest.approx(moved, rel=1e-4)
-    assert 0 < moved < 3e-3, "a step of 1e-3; from base it would be whole weights"
+    assert 0 < moved < 0.1, "one step; from base the norms alone would be 2 away"
 
 
 # --- the report and the export ---
