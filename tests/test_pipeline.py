@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from anamnesis import training
 from anamnesis.sections import Train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -144,9 +145,10 @@ def test_rules_that_dvc_imposes(stage: str) -> None:
     assert entry.get("desc")
 
 
-def test_a_further_seed_reruns_no_training() -> None:
-    """Stage train depends on the keys of its section one by one, but those that say which runs there are."""
-    keys = {f"train.{key}" for key in Train.model_fields} - {"train.seeds", "train.seeded"}
+def test_what_changes_no_weight_reruns_no_training() -> None:
+    """Stage train depends on the keys of its section one by one, but those that say which runs there are, or how."""
+    keys = {f"train.{key}" for key in set(Train.model_fields) - training.ELSEWHERE}
+    assert {"train.seeds", "train.trackers", "train.checkpoint_minutes"}.isdisjoint(keys)
     for stage in TRAINS:
         assert {key for key in STAGES[stage]["params"] if key.startswith("train")} == keys
     assert set(STAGES["train"]["params"]) - set(STAGES["train-seed"]["params"]) == {"seed"}
