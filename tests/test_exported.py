@@ -41,8 +41,7 @@ def greedy(folder: Path) -> tuple[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    assert str(model.dtype) == "torch.float32", "loaded without a dtype it is as exact as it was trained"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     inputs = tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     return tokenizer.decode(answer, skip_special_tokens=True), tokenizer
@@ -50,11 +49,13 @@ def greedy(folder: Path) -> tuple[str, Any]:
 
 @pytest.mark.slow
 def test_it_loads_with_the_base_models_template_and_generation_settings(trained: Path) -> None:
-    from transformers import GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     tuned, base = trained / "models/tuned/committee", trained / "models/pretrained/smollm2"
     text, tokenizer = greedy(tuned)
     assert text.strip()
+    as_it_is = AutoModelForCausalLM.from_pretrained(tuned)
+    assert str(as_it_is.dtype) == "torch.float32", "loaded without a dtype it is as exact as it was trained"
     before, before_tokenizer = greedy(base)
     assert before.strip()
     assert tokenizer.chat_template == before_tokenizer.chat_template
