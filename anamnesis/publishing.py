@@ -18,6 +18,7 @@ import yaml
 from anamnesis.cards import Card
 from anamnesis.hubcard import Rows, hub_licences, licence_list, plain_address, sources, table
 from anamnesis.params import Params
+from anamnesis.shares import DOMAIN
 
 DATA = "messages.jsonl"
 SIZES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -87,7 +88,10 @@ def card(name: str, mixed: Rows, params: Params, cards: Mapping[str, Card]) -> s
         "size_categories": [next((label for size, label in SIZES if len(mixed) < size), "1M<n<10M")],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": DATA}]}],
     }
-    variant, mix = params.variants[name], params.mix
+    variant, mix = params.tuned_variants()[name], params.mix
+    fractions = params.fractions_of(name)
+    main = next(iter(fractions)).removeprefix(f"{DOMAIN}:")
+    domain = params.domain.source if main == DOMAIN else mix.domains[main].source
     authors = [key for key in variant.members if key in params.members()]
     judges = [key for key in variant.judges if key in params.enabled_judges()]
     used = list(dict.fromkeys([params.target, *authors, *judges]))
@@ -101,9 +105,9 @@ def card(name: str, mixed: Rows, params: Params, cards: Mapping[str, Card]) -> s
         f"---\n{front}---",
         f"# The training set of variant {name}",
         f"{len(mixed)} conversations, {sum(row['tokens'] or 0 for row in mixed)} tokens as {params.target} counts "
-        f"them: domain rows ({params.domain.source}) and rehearsal rows, made by anamnesis with seed {params.seed}. "
+        f"them: domain rows ({domain}) and rehearsal rows, made by anamnesis with seed {params.seed}. "
         f"{rehearsal[0].upper()}{rehearsal[1:]}. Size: {mix.total} {mix.unit}, "
-        f"{sum(mix.fractions().values()):g} of it domain where there is rehearsal.",
+        f"{sum(fractions.values()):g} of it domain where there is rehearsal.",
         "Recalled instructions are samples from a model: likely under what it was trained on, not shown to have been "
         "in it. Responses were written by models and can be wrong.",
         "## Rows by source",
@@ -144,6 +148,7 @@ def _models(used: Iterable[str], params: Params, cards: Mapping[str, Card]) -> l
 
 def _excerpt(name: str, params: Params) -> str:
     raw = yaml.safe_load(attached(params))
-    shown = {"seed": raw["seed"], "target": raw["target"], "domain": raw["domain"], "variants": {}, "mix": raw["mix"]}
-    shown["variants"] = {name: raw["variants"][name]}
+    section = params.key_of(name).partition(".")[0]
+    shown = {"seed": raw["seed"], "target": raw["target"], "domain": raw["domain"]}
+    shown |= {section: {name: raw[section][name]}, "mix": raw["mix"]}
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
-from anamnesis import cards, chat, export, packing, records, trainset, tuning
+from anamnesis import cards, chat, export, memory, packing, records, trainset, tuning
 from anamnesis.checkpoints import Checkpoints, Preemption, room_for
 from anamnesis.errors import PREEMPTED, QUALITY, UserError
 from anamnesis.hardware import multiplies_bf16
@@ -384,6 +384,7 @@ def train(run: Run) -> None:
                 f"train.global_batch ({settings.global_batch}) is not a multiple of train.micro_batch x processes "
                 f"({settings.micro_batch} x {ranks.world})"
             )
+        memory.check(run, ranks)
         tokenizer = chat.tokenizer_of(run.model_dir, run.trust_remote_code)
         examples, audit = trainset.encode_rows(tokenizer, run.rows, settings.sequence_length)
         sequences = trainset.sequences_of(examples, settings)

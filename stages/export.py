@@ -45,7 +45,7 @@ def export_model(name: str, params: Params, summary: Mapping[str, float]) -> Non
     tuned, out = Path("models/tuned") / name, Path("exports") / f"{name}-model"
     if not (tuned / modelcard.FILE).is_file():
         raise UserError(f"{tuned}/{modelcard.FILE}: not found; run `dvc repro`")
-    if out.name in params.variants:
+    if out.name in params.tuned_variants():
         raise UserError(f"variants.{out.name}: its training set is exported to {out}; give it another name")
     results = [
         {
@@ -104,10 +104,11 @@ def main() -> None:
     parser.add_argument("variants", nargs="*", help="all of them, where none is named")
     arguments = parser.parse_args()
     params = settings.load()
+    known = params.tuned_variants()
     for name in arguments.variants:
-        if name not in params.variants:
-            raise UserError(f"{name}: no such variant; known: {', '.join(params.variants)}")
-    names = arguments.variants or list(params.variants)
+        if name not in known:
+            raise UserError(f"{name}: no such variant; known: {', '.join(known)}")
+    names = arguments.variants or list(known)
     if arguments.models:
         check_fresh("report", "metrics/summary.json", "dvc repro")
         summary = _read_summary("metrics/summary.json")
