@@ -56,8 +56,7 @@ def test_it_loads_with_the_base_models_template_and_generation_settings(trained:
     assert text.strip()
     as_it_is = AutoModelForCausalLM.from_pretrained(tuned)
     assert str(as_it_is.dtype) == "torch.float32", "loaded without a dtype it is as exact as it was trained"
-    before, before_tokenizer = greedy(base)
-    assert before.strip()
+    _, before_tokenizer = greedy(base)
     assert tokenizer.chat_template == before_tokenizer.chat_template
     assert tokenizer.get_vocab() == before_tokenizer.get_vocab()
     read = [json.loads((folder / "generation_config.json").read_text(encoding="utf-8")) for folder in (base, tuned)]
