@@ -99,7 +99,9 @@ def write(
         )
     report = report | {"change": measured}
     (partial / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (partial / modelcard.FILE).write_text(modelcard.text(report, base, rows), encoding="utf-8")
+    before = base_dir / modelcard.FILE  # a variant has one: a pretrained model none
+    init = (base_dir.name, before.read_text(encoding="utf-8")) if before.is_file() else None
+    (partial / modelcard.FILE).write_text(modelcard.text(report, base, rows, init), encoding="utf-8")
     shutil.rmtree(tuned_dir, ignore_errors=True)
     os.replace(partial, tuned_dir)
     return measured

@@ -31,10 +31,13 @@ HUB_LICENCES = {
 }
 
 
-def hub_licences(licences: Iterable[str | None]) -> dict[str, Any]:
-    """The card's metadata for what is under all of these licences; a row may itself be under several."""
+def hub_licences(licences: Iterable[str | None], also: Iterable[str] = ()) -> dict[str, Any]:
+    """The card's metadata for what is under all of these licences; a row may itself be under several.
+
+    `also`: the hub's ids of further ones.
+    """
     each = {one for licence in licences for one in licences_of(licence)}
-    found = sorted({HUB_LICENCES.get(one.casefold(), "other") for one in each})
+    found = sorted({HUB_LICENCES.get(one.casefold(), "other") for one in each} | set(also))
     metadata: dict[str, Any] = {"license": found[0] if len(found) == 1 else found}
     return metadata | ({"license_name": "mixed", "license_link": "README.md"} if "other" in found else {})
 

