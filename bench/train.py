@@ -1,15 +1,15 @@
 """Our trainer beside TRL's, beside a bare loop and beside padding: tokens a second of CPU time, and memory.
 
-Run: python -m bench.train [--json] [--turns N] [--steps N] [--bf16]     (after `dvc repro`; 25 minutes on two cores)
+Run: python -m bench.train [--json] [--turns N] [--steps N] [--bf16]     (after `dvc repro`; 15 minutes on two cores)
 
-Everything is as params.yaml has it: the target, `train`, and the training set data/mixed/<--variant>.parquet, as many
-times over as the steps need. Each way is a process of its own on all cores, and they take turns. What is measured is
+The target, `train` and the training set data/mixed/<--variant>.parquet are those of params.yaml, but in fp32 and one
+process, and the set as many times over as the steps need. Each way is a process of its own on all cores, and they take turns. What is measured is
 CPU time from the end of the first optimiser step to the end of the last, so loading and export count for none; tokens
 are those of conversations, never padding. Memory is the greatest resident size up to the last step.
 
 - ours: anamnesis/training.py, as stage train calls it
-- trl: SFTTrainer, without DeepSpeed and without recomputed activations, on our packed sequences in our order, with its
-  own collator, loss, clipping and fused AdamW, and our learning rates
+- trl: SFTTrainer without DeepSpeed on our packed sequences, in our order and at our learning rates, with its own
+  collator, loss, clipping and fused AdamW
 - bare: forward, backward and step of the same fused AdamW on the same micro-batches, and nothing else: no clipping
 - all logits: bare with the logits of every position, as a model gives them if it isn't asked otherwise
 - padded: ours with `packing: false` and as many rows a step as packing has on average; rows of like length share a
@@ -40,7 +40,7 @@ from anamnesis.sections import Train
 from bench import finish, tell
 
 ROOT = Path(__file__).resolve().parent.parent
-STEPS = 12
+STEPS = 8
 TURNS = 3
 SAME_LOSS = 1e-3  # of the first step, between ways that see the same batches
 PACKED = ("ours", "trl", "bare", "all logits")
@@ -100,7 +100,7 @@ class Finished(Exception):
 
 def ours(task: Task, settings: Train, watch: Watch) -> None:
     """Stage train's own function, watched at the end of each step."""
-    one_step, lay_out, width = training.optimiser_step, packing.lay_out, task.get("width")
+    one_step, lay_out, width = training.optimiser_step, packing.lay_out, task.get("width") or 0
 
     def watched(*arguments: Any, **named: Any) -> dict[str, Any]:
         row = one_step(*arguments, **named)
@@ -303,26 +303,31 @@ def has_trl() -> bool:
 
 
 def rate(steps: Sequence[dict[str, float]], clock: str = "cpu_s", what: str = "tokens") -> float:
-    """Tokens a second from the end of the first step to the end of the last."""
-    return sum(step[what] for step in steps[1:]) / (steps[-1][clock] - steps[0][clock])
+    """Tokens a second from the end of the first step to the end of the last, or the supervised ones among them.
+
+    Those by their share of all steps: which rows are in the first step depends on the way, the rows as a whole don't.
+    """
+    share = sum(step[what] for step in steps) / sum(step["tokens"] for step in steps)
+    return share * sum(step["tokens"] for step in steps[1:]) / (steps[-1][clock] - steps[0][clock])
 
 
 def tasks_of(options: argparse.Namespace) -> dict[str, Task]:
     """What each way is given."""
     params = settings_file.load()
     model = (Path("models/pretrained") / params.target).resolve()
-    mix = records.read(f"data/mixed/{options.variant}.parquet", records.MIXED)
-    train = params.train.model.copy(update={"processes": 1, "epochs": 1, "checkpoint_minutes": 1e6, "trackers": []})
-    train = train.model_copy(update={"precision": "fp32", "packing": True, "launch": "auto", "hostfile": None})
-    tokenizer = chat.tokenizer_of(model)
+    data = Path(f"data/mixed/{options.variant}.parquet")
+    if not (model.exists() and data.exists()):
+        raise SystemExit(f"bench.train needs {model} and {data}: run `dvc repro mix` first")
+    one_process = {"processes": 1, "launch": "auto", "hostfile": None, "trackers": [], "checkpoint_minutes": 1e6}
+    train = params.train.model_copy(update=one_process | {"epochs": 1, "precision": "fp32", "packing": True})
+    mix, tokenizer = records.read(data, records.MIXED), chat.tokenizer_of(model)
     rows = rows_for(options.steps, mix, tokenizer, train)
-    together = round(len(rows) / (options.steps * train.global_batch) * train.micro_batch)
     passes = train.global_batch // train.micro_batch
+    together = round(len(rows) / (options.steps * passes))
     padded = train.model_copy(update={"packing": False, "micro_batch": together, "global_batch": together * passes})
-    common = {"model": str(model), "rows": rows, "seed": params.seed}
 
     def task(settings: Train, **more: Any) -> Task:
-        return common | {"settings": settings.model_dump(), **more}
+        return {"model": str(model), "rows": rows, "seed": params.seed, "settings": settings.model_dump(), **more}
 
     tasks = {way: task(train) for way in PACKED if way != "trl" or has_trl()}
     tasks |= {"padded": task(padded), "full width": task(padded, width=train.sequence_length)}
