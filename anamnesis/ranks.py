@@ -149,8 +149,14 @@ def _end_with_the_launcher() -> None:
     above = psutil.Process().parents()  # on another machine the process that waits for all is not among them
     watched = [process for process in above if process.pid in (os.getppid(), int(os.environ.get(LAUNCHER, "0")))]
 
+    def is_there(process: psutil.Process) -> bool:
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
     def watch() -> None:
-        while all(process.is_running() for process in watched):
+        while all(is_there(process) for process in watched):
             time.sleep(0.5)
         os._exit(1)
 

@@ -170,7 +170,7 @@ def test_before_the_first_step_sigterm_ends_without_a_checkpoint(training_projec
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_another_number_of_processes_goes_on(zero: int, precision: str, training_project: Callable[..., Path]) -> None:
     """1 to 2 and back: the losses of a run that was never interrupted, to what the order of additions leaves."""
-    folder = training_project(global_batch=4, checkpoint_minutes=0, zero=zero, precision=precision)
+    folder = training_project(global_batch=2, epochs=3, checkpoint_minutes=0, zero=zero, precision=precision)
     finished(folder)
     wanted = losses(folder)
     for first, then in ((1, 2), (2, 1)):
@@ -187,7 +187,9 @@ def test_another_number_of_processes_goes_on(zero: int, precision: str, training
 @pytest.mark.slow
 def test_what_can_not_be_divided_anew_is_refused_in_one_line(training_project: Callable[..., Path]) -> None:
     """L2-SP's start is in the optimiser's state, which DeepSpeed's universal checkpoints don't take along."""
-    folder = training_project({"method": "l2-sp"}, global_batch=4, checkpoint_minutes=0, zero=2, processes=2)
+    folder = training_project(
+        {"method": "l2-sp"}, global_batch=2, epochs=3, checkpoint_minutes=0, zero=2, processes=2
+    )
     signalled(folder, 3, signal.SIGKILL)
     change(folder, processes=1)
     err = finished(folder, code=2)

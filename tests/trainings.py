@@ -67,6 +67,7 @@ def signalled(folder: Path, after: int, number: signal.Signals, *arguments: str)
     else:
         process.send_signal(number)
     _, err = process.communicate()
+    time.sleep(2)  # ranks in sessions of their own see within half a second that it is gone
     return process.returncode, err
 
 
