@@ -52,7 +52,7 @@ lint: setup
 	@python -m mypy
 
 bench: setup
-	@for name in client ledger select generate training; do echo "bench: $$name"; python -m bench.$$name; done
+	@for name in client ledger select generate train; do echo "bench: $$name"; python -m bench.$$name; done
 
 clean:
 	@rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build ./*.egg-info

@@ -154,6 +154,8 @@ def make_engine(run: Run, world: int, device: str, universal: bool = False) -> A
     optimizer = tuning.optimizer([group for group in groups if group["params"]], run.tuning)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints memory figures
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    if world == 1 and engine.zero_optimization_stage() == 0:
+        engine.enable_backward_allreduce = False  # with nobody to add them to, it would copy all gradients twice
     engine.train()
     return engine
 
@@ -331,8 +333,7 @@ def optimiser_step(
     norm = None
     if engine.zero_optimization_stage() == 0:  # DeepSpeed clips there too but doesn't say by how much
         gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
-        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
-        norm = float(torch.stack(norms).norm())
+        norm = float(torch.nn.utils.get_total_norm(gradients))  # in fp64 it would cost what AdamW does
     engine.step()
     norm = float(engine.get_global_grad_norm()) if norm is None else norm
     torch.distributed.all_reduce(total)
