@@ -300,14 +300,17 @@ def passing_bytes(shape: Shape, settings: Train, world: int, deepspeed: dict[str
     return e * bucket if stage == 1 and settings.precision == "fp32" else 0
 
 
-def step_bytes(shape: Shape, settings: Train, method: Method, world: int) -> int:
+def step_bytes(shape: Shape, settings: Train, method: Method, world: int, deepspeed: dict[str, Any]) -> int:
     """Bytes of copies at the end of the backward pass and in the optimiser's step, when activations are gone.
 
     Stage 0 lays gradients side by side to reduce them; stage 1 in bf16 as well, and has them in bf16 once more; the
-    others copy a rank's share of the gradients (bf16 in stage 2 doesn't). L2-SP has the distances to the start.
+    others copy a rank's share of the gradients (bf16 in stage 2 doesn't), stage 3 a billion at a time. L2-SP has the
+    distances to the start.
     """
     stage, trained = stage_of(settings), shape.trained(method)
     share = -(-trained // world)
+    if stage == 3:
+        share = min(share, int(deepspeed.get("zero_optimization", {}).get("sub_group_size", 1_000_000_000)))
     if stage == 0:
         return SUM * min(trained, REDUCED + shape.largest)
     copies = 0 if settings.offload != "none" else SUM * share
@@ -325,7 +328,7 @@ def estimate(
     """What one of `world` processes takes. On a CPU what is offloaded stays in the same memory and is counted there."""
     states = states_of(shape, settings, method, world)
     activations = activation_bytes(shape, settings, method, has_mask(settings, on_gpu))
-    step = step_bytes(shape, settings, method, world)
+    step = step_bytes(shape, settings, method, world, deepspeed)
     passing = passing_bytes(shape, settings, world, deepspeed)
     return Estimate(
         weights=states.weights,
