@@ -1,10 +1,22 @@
-"""Checkpoints of a training run: a killed run goes on from the newest that is whole, whenever it was killed."""
+"""Checkpoints of a training run: a killed run goes on from the newest that is whole, whenever it was killed.
 
+In `<folder>`: `step-<n>/`, the engine's state after n steps, the newest two of them; `latest.json`, which names those
+that are complete, and the number of processes that wrote them; `universal/` while a run of another number begins.
+"""
+
+import contextlib
+import errno
+import io
 import json
 import os
 import pickle
 import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 from anamnesis import records
@@ -12,54 +24,171 @@ from anamnesis.errors import UserError
 from anamnesis.progress import say
 
 LATEST = "latest.json"
+UNIVERSAL = "universal"
 KEPT = 2
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, AssertionError, pickle.UnpicklingError)
+
+
+@contextlib.contextmanager
+def room_for(what: str) -> Iterator[None]:
+    """Raise `UserError` where the block finds the disk full; any other error is left as it is.
+
+    torch and safetensors put the system's error into words of their own, and drop its number.
+    """
+    try:
+        yield
+    except Exception as error:
+        words = (*(os.strerror(number) for number in FULL_DISK), "PytorchStreamWriter failed", "unexpected pos")
+        if getattr(error, "errno", None) in FULL_DISK or any(part in str(error) for part in words):
+            raise UserError(f"{what}: the disk is full; make room and run again: it goes on from there") from None
+        raise
+
+
+class Preemption:
+    """Turns SIGTERM into a wish, `asked`, for as long as the block lasts; more of them change nothing."""
+
+    asked = False
+
+    def __enter__(self) -> "Preemption":
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
 
 
 class Checkpoints:
-    """The engine's state in `<folder>/step-<n>/`, and `latest.json`, which names the newest one that is complete.
+    """The checkpoints in one folder. Every rank makes one of these, and calls its methods together with the others.
 
-    The newest two are kept. The file is replaced in one move after all ranks have written, so a run that is killed at
-    any moment finds a whole checkpoint or none.
+    `latest.json` is replaced in one move after all ranks have written, so a run that is killed at any moment finds a
+    whole checkpoint or none. `universal` says that the engine must be made for DeepSpeed's universal checkpoints: the
+    newest was written by another number of processes, and ZeRO has divided its state among them.
     """
 
-    def __init__(self, folder: Path, key: str, rank: int):
-        self.folder, self.key, self.rank = folder, key, rank
+    def __init__(self, folder: Path, key: str, rank: int, world: int, zero: int, minutes: float):
+        self.folder, self.key, self.rank, self._world = folder, key, rank, world
+        self._period_s, self._saved_at = 60 * minutes, time.monotonic()
+        self._latest = self._read()
+        wrote = self._latest["world"] if self._latest else world
+        self.universal = zero > 0 and wrote != world
+        if wrote != world and rank == 0:
+            say(f"train: {folder}: written by {wrote} processes; going on with {world}")
+
+    def _read(self) -> dict[str, Any] | None:
+        """What latest.json says where this run can go on from it; a folder of another run is emptied."""
+        latest = None
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            latest = json.loads((self.folder / LATEST).read_text(encoding="utf-8"))
+            if latest["fingerprint"] == self.key and latest["world"] and latest["checkpoints"] and latest["curve"]:
+                return dict(latest)
+        if latest and self.rank == 0:
+            say(f"train: {self.folder}: of other data, settings, model or libraries; starting anew")
+        self._barrier()
+        self.clear()
+        return None
 
     def resume(self, engine: Any) -> list[dict[str, Any]]:
-        """Bring the engine to the newest checkpoint; returns the CSV rows up to there, none where there is none."""
-        try:
-            latest = json.loads((self.folder / LATEST).read_text(encoding="utf-8"))
-            usable = latest["fingerprint"] == self.key
-        except (OSError, ValueError, KeyError, TypeError):
-            latest, usable = None, False
-        if not usable:
-            if latest and self.rank == 0:
-                say(f"train: {self.folder}: of other data, settings, model or libraries; starting anew")
-            self._barrier()
-            self.clear()
+        """Bring the engine to the newest checkpoint that is whole; returns the CSV rows up to there, or none.
+
+        Raises `UserError` where there is one and none can be read, or be divided among this number of processes.
+        """
+        if self._latest is None:
             return []
+        names = list(self._latest["checkpoints"])
+        name = next((name for name in names if self._is_whole(name)), names[0])
+        if name != names[0] and self.rank == 0:
+            say(f"train: {self.folder}/{names[0]}: not whole; going back to {name}")
+        self._barrier()
+        tag = self._divide_anew(name) if self.universal else name
         try:
-            loaded, _ = engine.load_checkpoint(str(self.folder), tag=latest["checkpoint"])
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError):
+            loaded, _ = engine.load_checkpoint(str(self.folder), tag=tag)
+        except UNREADABLE:
             loaded = None
         if loaded is None:
-            raise UserError(f"{self.folder}/{latest['checkpoint']}: can't be read; delete {self.folder} and run again")
+            raise UserError(f"{self.folder}/{name}: can't be read; delete {self.folder} and run again")
         if self.rank == 0:
-            say(f"train: {self.folder}/{latest['checkpoint']}: resumed")
-        return latest["curve"]
+            say(f"train: {self.folder}/{name}: resumed")
+            records.write_text(self.folder / LATEST, json.dumps(self._latest | {"ended_early": False}))
+            for other in [self.folder / UNIVERSAL, *self.folder.glob("step-*")]:
+                if other.name != name:  # begun when the run was killed, or damaged
+                    shutil.rmtree(other, ignore_errors=True)
+        return list(self._latest["curve"][: _step(name)])
 
-    def save(self, engine: Any, curve: list[dict[str, Any]]) -> None:
-        """Write the engine's state after `len(curve)` steps; every rank calls it."""
-        name = f"step-{len(curve):06d}"
-        engine.save_checkpoint(str(self.folder), tag=name, save_latest=False)
-        self._barrier()
+    def _is_whole(self, name: str) -> bool:
+        files = self._latest["checkpoints"][name] if self._latest else {}
+        return _sizes(self.folder / name) == files
+
+    def _divide_anew(self, name: str) -> str:
+        """Write a checkpoint again in the form that any number of processes can read; returns its tag."""
+        from deepspeed.checkpoint import ds_to_universal
+
+        failed = False
         if self.rank == 0:
-            os.sync()
-            latest = {"fingerprint": self.key, "checkpoint": name, "curve": curve}
-            records.write_text(self.folder / LATEST, json.dumps(latest))
-            steps = sorted(path for path in self.folder.glob("step-*") if path.name <= name)
-            for old in steps[:-KEPT]:
+            shutil.rmtree(self.folder / UNIVERSAL, ignore_errors=True)
+            wanted = SimpleNamespace(
+                input_folder=str(self.folder / name),
+                output_folder=str(self.folder / UNIVERSAL),
+                num_extract_workers=1,
+                num_merge_workers=1,
+                keep_temp_folder=False,
+                strict=True,
+                inject_missing_state=True,
+            )
+            try:
+                with room_for(f"{self.folder}/{UNIVERSAL}"), contextlib.redirect_stdout(io.StringIO()):
+                    ds_to_universal.main(wanted)
+            except UNREADABLE:
+                failed = True
+        if self.any_of(failed):
+            wrote = self._latest["world"] if self._latest else 0
+            raise UserError(
+                f"{self.folder}/{name}: written by {wrote} processes, and can't be divided among {self._world}; "
+                f"run with {wrote} again, or delete {self.folder} and start anew"
+            )
+        return UNIVERSAL
+
+    def due(self) -> bool:
+        """Whether `minutes` have passed since the last one. Rank 0's clock counts: on other ranks never."""
+        return self.rank == 0 and time.monotonic() - self._saved_at >= self._period_s
+
+    def save(self, engine: Any, curve: list[dict[str, Any]], ended_early: bool = False) -> None:
+        """Write the engine's state after `len(curve)` steps; every rank calls it. The oldest one makes room first.
+
+        `ended_early` is kept beside it, for whoever started the ranks: the run is about to end after SIGTERM.
+
+        Raises `UserError` where the disk is full; the checkpoint before it stays.
+        """
+        name = f"step-{len(curve):06d}"
+        before = sorted(path for path in self.folder.glob("step-*") if path.name < name)
+        if self.rank == 0:
+            for old in before[: 1 - KEPT]:
                 shutil.rmtree(old, ignore_errors=True)
+        what = f"checkpoint {self.folder}/{name} is not written"
+        what += f"; the one before it, {before[-1].name}, stays" if before else ", and there is none before it"
+        try:
+            with room_for(what):
+                need = sum(_sizes(before[-1]).values()) if before else 0
+                if self.any_of(self.rank == 0 and bool(need) and shutil.disk_usage(self.folder).free < need):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                engine.save_checkpoint(str(self.folder), tag=name, save_latest=False)
+                self._barrier()
+                if self.rank == 0:
+                    os.sync()
+                    whole = {path.name: _sizes(path) for path in [self.folder / name, *before[-1:]]}
+                    latest = {"fingerprint": self.key, "world": self._world, "checkpoints": whole, "curve": curve}
+                    records.write_text(self.folder / LATEST, json.dumps(latest | {"ended_early": ended_early}))
+        except UserError as error:
+            if self.rank > 0:  # rank 0 speaks for all where all find the same; here one may find it alone
+                say(f"error: {error}")
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+            raise
+        self._saved_at = time.monotonic()
 
     def clear(self) -> None:
         """Remove them all: the run ended well, or they are of no use."""
@@ -68,7 +197,34 @@ class Checkpoints:
         self._barrier()
 
     @staticmethod
+    def any_of(wish: bool) -> bool:
+        """Whether any rank wishes it; every rank calls it and gets the same answer."""
+        import torch
+
+        device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+        wishes = torch.tensor(int(wish), device=device)
+        torch.distributed.all_reduce(wishes)
+        return bool(wishes)
+
+    @staticmethod
     def _barrier() -> None:
         import torch
 
         torch.distributed.barrier()
+
+
+def ended_early(folder: Path) -> bool:
+    """Whether the run whose checkpoints are in a folder ended after SIGTERM, with a checkpoint of its last step."""
+    try:
+        return bool(json.loads((folder / LATEST).read_text(encoding="utf-8"))["ended_early"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _step(name: str) -> int:
+    return int(name.removeprefix("step-"))
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file below a folder, by its path in it."""
+    return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}

@@ -16,6 +16,7 @@ QUALITY = 5  # the canary, the failure budget or another check on what models re
 POOL_TOO_SMALL = 6  # not enough rows for the mix that was asked for
 OVER_BUDGET = 7  # a cap of `budget` is reached
 FORBIDDEN_LICENCE = 8  # a row to be mixed has a licence of mix.licences.forbid
+PREEMPTED = 75  # training: SIGTERM, and a checkpoint was saved; EX_TEMPFAIL of sysexits.h, "try again"
 INTERRUPTED = 130  # Ctrl-C
 ENDED = 143  # SIGTERM: `kill`, a scheduler's time limit
 

@@ -9,6 +9,7 @@ the positions but not the blocks, and examples see each other without any error.
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from anamnesis.chat import Encoded
 
@@ -73,6 +74,11 @@ def lay_out(sequences: Sequence[Sequence[Encoded]], pad_id: int) -> Rows:
         rows.position_ids.append(positions + list(range(padding)))
         rows.labels.append(labels + [IGNORE] * padding)
     return rows
+
+
+def end_to_end(rows: Rows) -> Rows:
+    """The rows of a micro-batch as a single one: every example, and every padding, restarts its position ids anyway."""
+    return Rows(*([list(chain(*lists))] for lists in (rows.input_ids, rows.position_ids, rows.labels)))
 
 
 def deal(sizes: Sequence[int], micro_batch: int, world: int) -> list[list[list[int]]]:

@@ -2,15 +2,24 @@
 
 import contextlib
 import os
+import shutil
+import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import FrameType
 
 from anamnesis.errors import UserError
 from anamnesis.hardware import cores
+from anamnesis.sections import Train
+
+DEEPSPEED = "deepspeed.launcher.runner"  # what the command `deepspeed` runs
+LAUNCHER = "ANAMNESIS_LAUNCHER"  # names, to ranks, the process that waits for them behind DeepSpeed's two launchers
 
 
 @dataclass(frozen=True)
@@ -35,11 +44,74 @@ def in_launched_process() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def launch(processes: int, arguments: Sequence[str]) -> None:
-    """Run `python <arguments>` as `processes` ranks on this machine with torchrun's agent, and wait.
+def needs_launch(settings: Train) -> bool:
+    """Whether this process has to start those of the run, rather than to be one of them."""
+    return not in_launched_process() and (settings.processes > 1 or settings.launch != "auto")
 
-    Raises `SystemExit` with the exit code of the first rank that failed.
+
+def launch(settings: Train, module: str, arguments: Sequence[str]) -> None:
+    """Run `python -m <module> <arguments>` in `train.processes` ranks, with the launcher that params name, and wait.
+
+    The ranks get SIGTERM and Ctrl-C as well. Raises `SystemExit` with the exit code of the first rank that failed, and
+    `UserError` where they can't be started.
     """
+    if settings.launch == "deepspeed":
+        _launch_by_deepspeed(settings, module, arguments)
+    else:
+        launch_by_torchrun(settings.processes, ["-m", module, *arguments])
+
+
+def hosts_of(hostfile: str) -> dict[str, int]:
+    """The processes of each machine of a hostfile, a line `<host> slots=<processes>` each.
+
+    Raises `UserError` where it can't be read.
+    """
+    from deepspeed.launcher import runner
+
+    if not os.path.isfile(hostfile):
+        raise UserError(f"train.hostfile: no file {hostfile}")
+    try:
+        return dict(runner.fetch_hostfile(hostfile))
+    except ValueError as error:
+        raise UserError(f"{hostfile}: {' '.join(str(error).split())}; a line is <host> slots=<processes>") from None
+
+
+def _launch_by_deepspeed(settings: Train, module: str, arguments: Sequence[str]) -> None:
+    """DeepSpeed's launcher: over ssh and pdsh with a hostfile of several machines, else on this one."""
+    command = [sys.executable, "-m", DEEPSPEED, "--log_level", "error", "--no_local_rank", "--module"]
+    if settings.hostfile:
+        hosts = hosts_of(settings.hostfile)
+        if sum(hosts.values()) != settings.processes:
+            raise UserError(
+                f"train.processes is {settings.processes} and {settings.hostfile} has {sum(hosts.values())} slots; "
+                "make them equal"
+            )
+        if len(hosts) > 1 and not shutil.which("pdsh"):
+            raise UserError(f"{settings.hostfile}: several machines are started by pdsh, which isn't there; install it")
+        command += ["--hostfile", settings.hostfile]
+    else:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command += ["--hostfile", os.devnull, "--num_gpus", str(settings.processes), "--master_port", str(port)]
+    told: list[int] = []
+    environment = os.environ | {LAUNCHER: str(os.getpid())}
+    process = subprocess.Popen([*command, module, *arguments], start_new_session=True, env=environment)
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        told.append(number)
+        os.killpg(process.pid, number)  # the launcher, and on this machine its ranks, which may save a checkpoint
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    code = process.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    if code:
+        raise SystemExit(128 + told[0] if told else code if code > 0 else 128 - code)
+
+
+def launch_by_torchrun(processes: int, arguments: Sequence[str]) -> None:
+    """torchrun's agent, on this machine."""
     import logging
 
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -71,11 +143,20 @@ def _threads(processes: int) -> int:
 
 
 def _end_with_the_launcher() -> None:
-    """End this rank when its launcher is gone: torchrun puts ranks in sessions of their own, and they would go on."""
-    parent = os.getppid()
+    """End this rank when its launcher is gone: launchers put ranks in sessions of their own, and they would go on."""
+    import psutil
+
+    above = psutil.Process().parents()  # on another machine the process that waits for all is not among them
+    watched = [process for process in above if process.pid in (os.getppid(), int(os.environ.get(LAUNCHER, "0")))]
+
+    def is_there(process: psutil.Process) -> bool:
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while all(is_there(process) for process in watched):
             time.sleep(0.5)
         os._exit(1)
 
@@ -97,7 +178,7 @@ def process_group() -> Iterator[Ranks]:
     transformers_logging.disable_progress_bar()
     on_gpu = torch.cuda.is_available()
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)  # DeepSpeed's name
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     else:

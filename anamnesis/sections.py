@@ -5,7 +5,7 @@ A mistake is a `pydantic.ValidationError`; params.py makes one line of it.
 
 import re
 import unicodedata
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -285,12 +285,20 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _splits(self) -> "Train":
-        for field, values in (("seeds", self.seeds), ("seeded", self.seeded)):
+        named: dict[str, list[Any]] = {"seeds": self.seeds, "seeded": self.seeded, "trackers": self.trackers}
+        for field, values in named.items():
             if len(set(values)) < len(values):
                 raise ValueError(f"`{field}` names one twice: {', '.join(map(str, values))}")
         if bool(self.seeds) != bool(self.seeded):
             there, missing = ("seeds", "seeded") if self.seeds else ("seeded", "seeds")
             raise ValueError(f"`{there}` says nothing without `{missing}`; name both, or set both to []")
+        if self.hostfile and self.launch != "deepspeed":
+            raise ValueError(f"`hostfile` is read by launch: deepspeed only, and launch is {self.launch}")
+        least = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
+        if self.zero < least:
+            raise ValueError(f"offload: {self.offload} needs zero: {least} or more, and zero is {self.zero}")
+        if self.attention == "flash_attention_2" and self.precision == "fp32":
+            raise ValueError("attention: flash_attention_2 computes in bf16 only, and precision is fp32")
         if self.global_batch % (self.micro_batch * self.processes):
             raise ValueError(
                 f"global_batch ({self.global_batch}) is not a multiple of "

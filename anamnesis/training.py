@@ -9,6 +9,7 @@ that was not. docs/training.md has the formulae, the limits and the measured fig
 import contextlib
 import csv
 import hashlib
+import importlib.util
 import inspect
 import io
 import json
@@ -17,20 +18,29 @@ import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from anamnesis import chat, export, memory, packing, trainset, tuning
-from anamnesis.checkpoints import Checkpoints
-from anamnesis.errors import QUALITY, UserError
+from anamnesis import cards, chat, export, memory, packing, records, trainset, tuning
+from anamnesis.checkpoints import Checkpoints, Preemption, room_for
+from anamnesis.errors import PREEMPTED, QUALITY, UserError
 from anamnesis.hardware import multiplies_bf16
 from anamnesis.progress import Progress, say
 from anamnesis.ranks import Ranks, process_group
 from anamnesis.records import seed_of
 from anamnesis.sections import Train
+from anamnesis.trackers import Trackers
 from anamnesis.variants import FULL, KL, Lora, Method
 
+AUDITS = Path("logs")
 COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "supervised_tokens", "tokens_per_s")
-ELSEWHERE = {"seeds", "seeded", "launch", "hostfile", "checkpoint_minutes", "trackers"}  # of section train: they change no weight
+ELSEWHERE = {
+    "seeds",
+    "seeded",
+    "launch",
+    "hostfile",
+    "checkpoint_minutes",
+    "trackers",
+}  # not of one run
 LEAK_TOLERANCE = 0.05  # in logits; what leaks moves them by whole units, what doesn't by nothing
 
 
@@ -50,10 +60,11 @@ class Run:
     curve: Path  # the CSV
     checkpoints: Path
     tuning: Method = FULL
+    base: cards.Card | None = None  # for the model card; None: what model_dir says of itself
 
 
-def engine_config(run: Run, world: int) -> dict[str, Any]:
-    """DeepSpeed's settings: the file for the ZeRO stage, with our batch, clipping and precision filled in.
+def engine_config(run: Run, world: int, universal: bool = False) -> dict[str, Any]:
+    """DeepSpeed's settings: the file for the ZeRO stage, with our batch, clipping, precision and offload filled in.
 
     bf16 means bf16 weights, fp32 master weights, and gradients summed over micro-batches in fp32. DeepSpeed's stage 0
     would sum them in bf16: there bf16 runs as stage 1.
@@ -65,10 +76,31 @@ def engine_config(run: Run, world: int) -> dict[str, Any]:
         "gradient_accumulation_steps": settings.global_batch // (settings.micro_batch * world),
         "gradient_clipping": settings.max_grad_norm,
     }
+    zero = dict(config["zero_optimization"])
     if settings.precision == "bf16":
-        zero = {**config["zero_optimization"], "stage": max(1, settings.zero)}
-        config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "zero_optimization": zero}
-    return config
+        zero["stage"] = max(1, settings.zero)
+        config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    if settings.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu"}
+        config["zero_force_ds_cpu_optimizer"] = False  # torch's AdamW works there too, and needs no compiler
+    if settings.offload == "all":
+        zero["offload_param"] = {"device": "cpu"}
+    if universal:
+        config["checkpoint"] = {"load_universal": True}
+    return config | {"zero_optimization": zero}
+
+
+def attention_of(settings: Train, device: str) -> str:
+    """The attention that `train.attention` means here. Raises `UserError` where it can't be had.
+
+    FlashAttention is taken on a GPU under bf16 if the package flash-attn is there: its kernels take examples of
+    different lengths one after another (varlen), where SDPA computes a dense mask of blocks.
+    """
+    there = device != "cpu" and importlib.util.find_spec("flash_attn") is not None
+    if settings.attention == "flash_attention_2" and not there:
+        raise UserError("train.attention: flash_attention_2 needs a GPU and the package flash-attn; take sdpa or auto")
+    wanted = settings.attention != "sdpa" and settings.precision == "bf16"
+    return "flash_attention_2" if there and wanted else "sdpa"
 
 
 def load_model(run: Run, config: dict[str, Any], device: str) -> Any:
@@ -85,7 +117,7 @@ def load_model(run: Run, config: dict[str, Any], device: str) -> Any:
         model = AutoModelForCausalLM.from_pretrained(
             run.model_dir,
             dtype=torch.bfloat16 if run.settings.precision == "bf16" else torch.float32,
-            attn_implementation="sdpa",
+            attn_implementation=attention_of(run.settings, device),
             trust_remote_code=run.trust_remote_code,
             use_safetensors=True,
         )
@@ -96,11 +128,14 @@ def load_model(run: Run, config: dict[str, Any], device: str) -> Any:
     return model.to(device)
 
 
-def make_engine(run: Run, world: int, device: str) -> Any:
-    """A DeepSpeed engine around the model, with what `tuning` adds to it and torch's fused AdamW."""
+def make_engine(run: Run, world: int, device: str, universal: bool = False) -> Any:
+    """A DeepSpeed engine around the model, with what `tuning` adds to it and torch's fused AdamW.
+
+    `universal`: it will load a checkpoint of another number of processes.
+    """
     import deepspeed
 
-    config = engine_config(run, world)
+    config = engine_config(run, world, universal)
     model = load_model(run, config, device)
     if isinstance(run.tuning, Lora):
         tuning.adapt(model, run.tuning, run.seed)
@@ -149,9 +184,12 @@ def summed_losses(model: Any, batch: packing.Rows, device: str, reference: Any =
 
     The second is None without a reference. The models compute logits for positions with a label in some row only: the
     projection to the vocabulary is the largest matrix of a small model, and prompts are a good part of the tokens.
+    Under FlashAttention the rows are laid end to end: transformers finds packed examples in a single row only.
     """
     import torch
 
+    if attention_in(model) == "flash_attention_2":
+        batch = packing.end_to_end(batch)
     labels = torch.tensor(batch.labels, device=device)
     wanted = (labels != packing.IGNORE).any(dim=0).nonzero().flatten()
     if not len(wanted):
@@ -177,6 +215,12 @@ def summed_losses(model: Any, batch: packing.Rows, device: str, reference: Any =
     return loss, tuning.divergence(held[there], logits[there])
 
 
+def attention_in(model: Any) -> str:
+    """The attention that a model, or an engine around it, was loaded with; empty where it doesn't say."""
+    config = getattr(getattr(model, "module", model), "config", None)
+    return getattr(config, "_attn_implementation", None) or ""
+
+
 def leak(model: Any, device: str) -> float:
     """How far the logits of a packed example move when the example before it changes: 0 where they are isolated."""
     import torch
@@ -197,24 +241,26 @@ def leak(model: Any, device: str) -> float:
 
 
 def fingerprint(run: Run, ranks: Ranks) -> str:
-    """What a checkpoint must agree with to be continued: rows, settings, weights, libraries, processes and device."""
+    """What a checkpoint must agree with to be continued: rows, settings, weights, libraries and kind of device."""
     import deepspeed
     import torch
     import transformers
 
-    settings = run.settings.model_dump(exclude=ELSEWHERE)
+    settings = run.settings.model_dump(exclude={"processes", *ELSEWHERE})
     versions = [deepspeed.__version__, torch.__version__, transformers.__version__]
     method = run.tuning.model_dump()
     if isinstance(run.tuning, Lora):
         versions.append(metadata.version("peft"))
     device = "cpu" if ranks.device == "cpu" else "gpu"
     state = hashlib.sha256()
-    for part in (settings, method, run.seed, run.identity, run.deepspeed, versions, ranks.world, device, run.rows):
+    for part in (settings, method, run.seed, run.identity, run.deepspeed, versions, device, run.rows):
         state.update(json.dumps(part, sort_keys=True).encode())
     return state.hexdigest()
 
 
-def _print_audit(audit: dict[str, Any]) -> None:
+def _tell_audit(audit: dict[str, Any], file: Path) -> None:
+    """Print the audit, and keep it before the first step: a run that fails at that has one too."""
+    records.write_text(file, json.dumps(audit, indent=2, ensure_ascii=False) + "\n")
     say(
         f"train: {audit['rows']} rows, {audit['tokens']} tokens, {audit['supervised_tokens']} of them trained on, "
         f"{audit['truncated_rows']} rows truncated ({audit['truncated_share']:.1%})"
@@ -327,8 +373,9 @@ def summary(run: Run, audit: dict[str, Any], curve: list[dict[str, Any]]) -> dic
 def train(run: Run) -> None:
     """Fine-tune, from the start or from the last checkpoint, and write the model and its curve; every rank calls it.
 
+    After SIGTERM it ends with the step that it is at, saves a checkpoint and raises `SystemExit` (exit code 75).
     Raises `UserError` for rows that can't be trained on, a model whose attention can't be packed, a loss that is not
-    finite, and a run that changed nothing.
+    finite, a full disk, and a run that changed nothing.
     """
     with process_group() as ranks:
         settings = run.settings
@@ -348,36 +395,57 @@ def train(run: Run) -> None:
             "steps": len(batches),
         }
         if ranks.rank == 0:
-            _print_audit(audit)
+            _tell_audit(audit, AUDITS / f"train-{run.checkpoints.name}.json")
             if settings.precision == "bf16" and ranks.device == "cpu" and not multiplies_bf16():
                 say("train: this CPU has no bf16 instructions: train.precision: fp32 is several times faster here")
-        engine = make_engine(run, ranks.world, ranks.device)
+        key = fingerprint(run, ranks)
+        stage = engine_config(run, ranks.world)["zero_optimization"]["stage"]
+        checkpoints = Checkpoints(run.checkpoints, key, ranks.rank, ranks.world, stage, settings.checkpoint_minutes)
+        engine = make_engine(run, ranks.world, ranks.device, checkpoints.universal)
         reference = make_reference(run, ranks.world, ranks.device)
         if settings.packing and (moved := leak(engine.module, ranks.device)) > LEAK_TOLERANCE:
             raise UserError(
                 f"{run.model_dir}: packed examples see each other in this model's attention (logits move by "
                 f"{moved:.3g}); set train.packing: false"
             )
-        checkpoints = Checkpoints(run.checkpoints, fingerprint(run, ranks), ranks.rank)
         curve = Curve(run.curve, checkpoints.resume(engine), ranks.rank)
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         bar = Progress(f"train {run.variant}", len(batches), "steps")
-        with bar if ranks.rank == 0 else contextlib.nullcontext():
+        about = {"variant": run.variant, "seed": run.seed, "base": run.identity, "tuning": run.tuning.model_dump()}
+        about |= {"rows": len(run.rows), "steps": len(batches), "train": settings.model_dump(exclude=ELSEWHERE)}
+        live = Trackers(settings.trackers if ranks.rank == 0 else [], run.curve.stem, key, about, curve.rows)
+        with bar if ranks.rank == 0 else contextlib.nullcontext(), live, Preemption() as preemption:
             bar.done = len(curve.rows)
             for step in range(len(curve.rows), len(batches)):
                 batch = [[examples[index] for index in sequences[sequence]] for sequence in batches[step]]
                 row = optimiser_step(engine, run, ranks, batch, step, len(batches), pad_id, reference)
-                curve.add(row)
+                with room_for(str(run.curve)):
+                    curve.add(row)
+                live.log(row)
                 if ranks.rank == 0:
                     bar.advance(1, f"loss {row['loss']:.4f}, {row['tokens_per_s']:.0f} tokens/s")
-                if (step + 1) % settings.checkpoint_steps == 0 and step + 1 < len(batches):
-                    checkpoints.save(engine, curve.rows)
+                if checkpoints.any_of(checkpoints.due() or preemption.asked) and step + 1 < len(batches):
+                    stop = checkpoints.any_of(preemption.asked)
+                    checkpoints.save(engine, curve.rows, ended_early=stop)
+                    if stop:
+                        _end_early(run, ranks, step + 1)
         weights = export.master_weights(engine, ranks.rank)
         if ranks.rank == 0:
             if isinstance(run.tuning, Lora):
                 weights = tuning.merged(weights, run.tuning)
                 tuning.remove_adapters(engine.module)
             report = summary(run, audit, curve.rows)
-            measured = export.write(engine.module, weights, tokenizer, run.model_dir, run.tuned_dir, report)
+            base = run.base or cards.load_card(run.model_dir)
+            with room_for(str(run.tuned_dir)):
+                measured = export.write(
+                    engine.module, weights, tokenizer, run.model_dir, run.tuned_dir, report, base, run.rows
+                )
             say(f"train: {run.tuned_dir}: max|w - w0| {measured['max_abs_change']:.3g}")
         checkpoints.clear()
+
+
+def _end_early(run: Run, ranks: Ranks, step: int) -> NoReturn:
+    """End after SIGTERM, once a checkpoint is saved."""
+    if ranks.rank == 0:
+        say(f"train {run.variant}: ended by SIGTERM after step {step}; the checkpoint is saved, `dvc repro` goes on")
+    raise SystemExit(PREEMPTED)

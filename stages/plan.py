@@ -180,7 +180,7 @@ def main() -> None:
         planner.run()
         before = spent(ledger, params.prices, identities(params))
     target = Path("models/pretrained") / params.target
-    tunings = {name: variant.tuning for name, variant in params.variants.items()}
+    tunings = {name: variant.tuning for name, variant in params.tuned_variants().items()}
     training = memory.plan(target, tunings, params.train, load_card(target).trust_remote_code)
     verdicts = planning.verdicts(params.budget, before, total(planner.lines))
     if told.json:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trainings
 import yaml
 
 from anamnesis import params as settings
@@ -91,6 +92,23 @@ def project(tmp_path: Path) -> Callable[..., Path]:
         records.write(folder / "data/conversations.parquet", [], records.CONVERSATIONS, ["instruction_id"])
         for key, source in models.items():
             shutil.copytree(source, folder / "models" / "pretrained" / key)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def training_project(
+    project: Callable[..., Path], default_params: dict[str, Any], small_model: Path
+) -> Callable[..., Path]:
+    """Make a folder in which stage train runs on a small model; keywords are settings of section train."""
+
+    def make(tuning: Any = "full", **settings: Any) -> Path:
+        default_params["train"] |= {"learning_rate": 1e-3, "epochs": 2, "sequence_length": 128, "precision": "fp32"}
+        default_params["train"] |= settings
+        default_params["variants"]["committee"]["tuning"] = tuning
+        folder = project(default_params, smollm2=small_model)
+        records.write(folder / "data/mixed/committee.parquet", trainings.rows_of(24), records.MIXED, ["row_id"])
         return folder
 
     return make

@@ -263,7 +263,7 @@ def test_a_layer_keeps_what_the_formula_says() -> None:
 
 
 def test_activations_by_hand() -> None:
-    """fp32, 32 tokens, no mask: a layer 2 · (12 · 100 + 4) + 4 · 2 · 150 + 4 · 10 + 4 · 4 · 200 = 6848 bytes a token."""
+    """fp32, no mask: a layer 2 · (12 · 100 + 4) + 4 · 2 · 150 + 4 · 10 + 4 · 4 · 200 = 6848 bytes a token."""
     settings = train(precision="fp32", sequence_length=32, packing=False, global_batch=2)
     layer = 32 * 6848
     assert layer_bytes(MILLION, settings, False) == layer

@@ -1,6 +1,5 @@
 """Training: what is trained on, the loss whatever the split, ZeRO stages that agree, runs that survive kill -9."""
 
-import csv
 import json
 import math
 import os
@@ -8,42 +7,19 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from trainings import deterministic, finished, rows_of, signalled
 
-from anamnesis import chat, export, packing, ranks, records, training, trainset
+from anamnesis import chat, export, packing, ranks, training, trainset
 from anamnesis.errors import UserError
 from anamnesis.sections import Train
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = "green heron water stands still and looks for small fish under leaves while the river goes by".split()
-
-
-def rows_of(count: int) -> list[dict[str, Any]]:
-    """Conversations of different lengths from two sources."""
-    rows = []
-    for index in range(count):
-        draw = random.Random(index)
-        rows.append(
-            {
-                "row_id": f"row-{index:03d}",
-                "messages": [
-                    {"role": "user", "content": " ".join(draw.choices(WORDS, k=draw.randint(3, 15)))},
-                    {"role": "assistant", "content": " ".join(draw.choices(WORDS, k=draw.randint(1, 40)))},
-                ],
-                "source": "domain" if index % 3 == 0 else "reconstructed",
-                "member": None,
-                "licence": "none",
-                "tokens": 0,
-            }
-        )
-    return rows
-
 
 # --- what is trained on ---
 
@@ -165,7 +141,7 @@ def test_what_a_checkpoint_must_agree_with(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     alone = ranks.Ranks(0, 1, "cpu")
     key = training.fingerprint(run_of({}), alone)
-    assert key == training.fingerprint(run_of({}, checkpoint_steps=77), alone)
+    assert key == training.fingerprint(run_of({}, checkpoint_minutes=77), alone)
     others = [
         training.fingerprint(run_of({}, learning_rate=2e-3), alone),
         training.fingerprint(run_of({"zero_optimization": {"stage": 1}}), alone),
@@ -286,7 +262,7 @@ def main():
 
 main()
 """
-LAUNCHED = "import sys; from anamnesis import ranks; ranks.launch(2, sys.argv[1:])"
+LAUNCHED = "import sys; from anamnesis import ranks; ranks.launch_by_torchrun(2, sys.argv[1:])"
 
 
 def run_steps(
@@ -334,48 +310,13 @@ def test_bf16_keeps_fp32_master_weights(small_model: Path, tmp_path: Path) -> No
     assert results[0] == results[1] | {"curve": results[0]["curve"]}
 
 
-Project = Callable[..., Path]
-
-
-def stage(folder: Path, **kwargs: Any) -> subprocess.Popen[str]:
-    env = os.environ | {"PYTHONPATH": str(folder)}
-    command = [sys.executable, "-m", "stages.train", "committee"]
-    return subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True, **kwargs)
-
-
-def finished(folder: Path, code: int = 0) -> str:
-    process = stage(folder)
-    _, err = process.communicate()
-    assert process.returncode == code, err[-3000:]
-    return err
-
-
-@pytest.fixture
-def training_project(project: Project, default_params: dict[str, Any], small_model: Path) -> Callable[..., Path]:
-    def make(**settings: Any) -> Path:
-        default_params["train"] |= {"learning_rate": 1e-3, "epochs": 2, "sequence_length": 128} | settings
-        folder = project(default_params, smollm2=small_model)
-        records.write(folder / "data/mixed/committee.parquet", rows_of(24), records.MIXED, ["row_id"])
-        return folder
-
-    return make
-
-
-def deterministic(curve: Path) -> list[list[str]]:
-    """The CSV without its last column, tokens_per_s."""
-    with curve.open(encoding="utf-8", newline="") as file:
-        lines = list(csv.reader(file))
-    assert lines[0] == list(training.COLUMNS)
-    return [line[:-1] for line in lines]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{"precision": "fp32"}, {"precision": "bf16"}, {"precision": "fp32", "zero": 3, "processes": 2}]
 )
 def test_kill_and_resume(settings: dict[str, Any], training_project: Callable[..., Path]) -> None:
     """Killed at a random step, then run again: the bytes of a run that was never killed."""
-    folder = training_project(checkpoint_steps=2, global_batch=2, **settings)
+    folder = training_project(checkpoint_minutes=0, global_batch=2, **settings)
     tuned, curve = folder / "models/tuned/committee", folder / "metrics/train/committee.csv"
     err = finished(folder)
     assert not (folder / "checkpoints/committee").exists()
@@ -385,13 +326,8 @@ def test_kill_and_resume(settings: dict[str, Any], training_project: Callable[..
     assert f"{steps}/{steps} steps" in err
 
     stop = random.randint(3, steps - 1)
-    curve.unlink()
-    process = stage(folder, start_new_session=True)
-    while process.poll() is None and not (curve.exists() and len(curve.read_text().splitlines()) > stop):
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, f"it had ended before step {stop}"
+    code, _ = signalled(folder, stop, signal.SIGKILL)
+    assert code == -signal.SIGKILL
     left = sorted(path.name for path in (folder / "checkpoints/committee").glob("step-*"))
     assert left, f"killed at step {stop} of {steps}"
     for file in tuned.iterdir():
@@ -407,7 +343,7 @@ def test_kill_and_resume(settings: dict[str, Any], training_project: Callable[..
 
 @pytest.mark.slow
 def test_a_checkpoint_of_other_settings_is_not_resumed(training_project: Callable[..., Path]) -> None:
-    folder = training_project(precision="fp32", checkpoint_steps=2, global_batch=4)
+    folder = training_project(precision="fp32", checkpoint_minutes=0, global_batch=4)
     stale = folder / "checkpoints/committee"
     (stale / "step-000002").mkdir(parents=True)
     (stale / "latest.json").write_text(json.dumps({"fingerprint": "?", "checkpoint": "step-000002", "curve": []}))
@@ -464,10 +400,10 @@ def test_a_run_that_changes_nothing_fails(training_project: Callable[..., Path])
     assert not (folder / "models/tuned/committee").exists()
 
 
-def test_unknown_variant(project: Project, default_params: dict[str, Any]) -> None:
+def test_unknown_variant(project: Callable[..., Path], default_params: dict[str, Any]) -> None:
     folder = project(default_params)
     env = os.environ | {"PYTHONPATH": str(folder)}
     command = [sys.executable, "-m", "stages.train", "nobody"]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: python -m stages.train <variant> [seed]; variants: ")
+    assert done.stderr.startswith("error: usage: python -m stages.train <name> [seed]; names: domain-only, ")

@@ -6,18 +6,17 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from trainings import deterministic, finished, rows_of, signalled
 
-from anamnesis import packing, records, training, trainset, tuning
+from anamnesis import packing, training, trainset, tuning
 from anamnesis.errors import UserError
 from anamnesis.variants import FULL, KL, L2SP, Full, Lora, Variant
-from tests.test_training import deterministic, rows_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -266,7 +265,7 @@ def main():
 
 main()
 """
-LAUNCHED = "import sys; from anamnesis import ranks; ranks.launch(2, sys.argv[1:])"
+LAUNCHED = "import sys; from anamnesis import ranks; ranks.launch_by_torchrun(2, sys.argv[1:])"
 METHODS = ["lora", {"method": "l2-sp", "strength": 5.0}, {"method": "kl", "strength": 10.0}]
 
 
@@ -309,60 +308,27 @@ def test_bf16(small_model: Path, tmp_path: Path) -> None:
             assert two["norm"] == pytest.approx(one["norm"], rel=1e-4)
 
 
-def stage(folder: Path, *arguments: str, **kwargs: Any) -> subprocess.Popen[str]:
-    env = os.environ | {"PYTHONPATH": str(folder)}
-    command = [sys.executable, "-m", "stages.train", *arguments]
-    return subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True, **kwargs)
-
-
-def finished(folder: Path, *arguments: str, code: int = 0) -> str:
-    process = stage(folder, *arguments)
-    _, err = process.communicate()
-    assert process.returncode == code, err[-3000:]
-    return err
-
-
-@pytest.fixture
-def tuned_project(
-    project: Callable[..., Path], default_params: dict[str, Any], small_model: Path
-) -> Callable[..., Path]:
-    def make(method: Any, **settings: Any) -> Path:
-        default_params["train"] |= {"learning_rate": 1e-3, "epochs": 2, "sequence_length": 128, "precision": "fp32"}
-        default_params["train"] |= settings
-        default_params["variants"]["committee"]["tuning"] = method
-        folder = project(default_params, smollm2=small_model)
-        records.write(folder / "data/mixed/committee.parquet", rows_of(24), records.MIXED, ["row_id"])
-        return folder
-
-    return make
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("zero", [0, 2])
 @pytest.mark.parametrize("method", METHODS, ids=["lora", "l2-sp", "kl"])
-def test_kill_and_resume(method: Any, zero: int, tuned_project: Callable[..., Path]) -> None:
+def test_kill_and_resume(method: Any, zero: int, training_project: Callable[..., Path]) -> None:
     """Killed at a random step, then run again: the bytes of a run that was never killed."""
-    folder = tuned_project(method, checkpoint_steps=2, global_batch=2, zero=zero)
+    folder = training_project(method, checkpoint_minutes=0, global_batch=2, zero=zero)
     tuned, curve = folder / "models/tuned/committee", folder / "metrics/train/committee.csv"
     finished(folder, "committee")
     wanted, wanted_curve = {file.name: file.read_bytes() for file in tuned.iterdir()}, deterministic(curve)
 
     stop = random.randint(3, len(wanted_curve) - 2)
-    curve.unlink()
-    process = stage(folder, "committee", start_new_session=True)
-    while process.poll() is None and not (curve.exists() and len(curve.read_text().splitlines()) > stop):
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, f"it had ended before step {stop}"
+    code, _ = signalled(folder, stop, signal.SIGKILL)
+    assert code == -signal.SIGKILL
     assert "resumed" in finished(folder, "committee")
     assert {file.name: file.read_bytes() for file in tuned.iterdir()} == wanted, f"killed at step {stop}"
     assert deterministic(curve) == wanted_curve
 
 
 @pytest.mark.slow
-def test_the_exported_lora_model_is_a_plain_one(tuned_project: Callable[..., Path], small_model: Path) -> None:
-    folder = tuned_project({"method": "lora", "rank": 4, "learning_rate": 2e-3}, global_batch=4)
+def test_the_exported_lora_model_is_a_plain_one(training_project: Callable[..., Path], small_model: Path) -> None:
+    folder = training_project({"method": "lora", "rank": 4, "learning_rate": 2e-3}, global_batch=4)
     finished(folder, "committee")
     tuned = folder / "models/tuned/committee"
     report = json.loads((tuned / "training.json").read_text(encoding="utf-8"))
@@ -381,8 +347,8 @@ def test_the_exported_lora_model_is_a_plain_one(tuned_project: Callable[..., Pat
 
 
 @pytest.mark.slow
-def test_a_further_seed_changes_the_order_and_not_the_rows(tuned_project: Callable[..., Path]) -> None:
-    folder = tuned_project("full", global_batch=2, seeds=[5], seeded=["committee"])
+def test_a_further_seed_changes_the_order_and_not_the_rows(training_project: Callable[..., Path]) -> None:
+    folder = training_project("full", global_batch=2, seeds=[5], seeded=["committee"])
     finished(folder, "committee")
     finished(folder, "committee", "5")
     one = json.loads((folder / "models/tuned/committee/training.json").read_text(encoding="utf-8"))
