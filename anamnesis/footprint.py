@@ -137,8 +137,8 @@ def bytes_of(settings: Train) -> int:
 
 
 def is_possible(settings: Train) -> bool:
-    """Whether DeepSpeed offloads under this stage: optimiser states from 1 on, weights in 3."""
-    return stage_of(settings) >= {"none": 0, "optimizer": 1, "all": 3}[settings.offload]
+    """Whether params.yaml takes it: optimiser states are offloaded from stage 1 on, weights in stage 3."""
+    return settings.zero >= {"none": 0, "optimizer": 1, "all": 3}[settings.offload]
 
 
 def has_mask(settings: Train, on_gpu: bool) -> bool:
@@ -147,7 +147,7 @@ def has_mask(settings: Train, on_gpu: bool) -> bool:
     One example a row, alone in its micro-batch, has no padding and needs none.
     """
     flash = settings.attention == "flash_attention_2" or (
-        settings.attention == "auto" and on_gpu and find_spec("flash_attn") is not None
+        settings.attention == "auto" and settings.precision == "bf16" and on_gpu and find_spec("flash_attn") is not None
     )
     return not flash and (settings.packing or settings.micro_batch > 1)
 

@@ -305,7 +305,9 @@ def main() -> None:
         for one in result for row in one["rows"]
     ]  # fmt: skip
     show(heads, lines)
-    print("GiB of one process at a step's greatest moment; tight: the sure parts fit, the sum may not (docs/training.md)")
+    print(
+        "GiB of one process at a step's greatest moment; tight: the sure parts fit, the sum may not (docs/training.md)"
+    )
 
 
 if __name__ == "__main__":

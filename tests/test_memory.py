@@ -365,8 +365,7 @@ def test_what_is_advised_fits(
         return
     found, processes = nearest
     assert case.fits(found, processes)
-    assert is_possible(found)
-    assert settings.global_batch % (found.micro_batch * processes) == 0
+    Train.model_validate(found.model_dump() | {"processes": processes})
     assert verdict(case, found, processes) == ("fits", "")
     changed = differences(settings, world, found, processes)
     assert changed
