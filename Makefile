@@ -14,7 +14,7 @@ help:
 	@printf '%s\n' \
 	  'make repro                           run the pipeline: only what a change touches' \
 	  'make repro PRESET=presets/<x>.yaml   copy that preset over params.yaml first (FORCE=1: even over edits)' \
-	  'make plan                            what the model calls will take: requests, tokens, time, money' \
+	  'make plan                            what the model calls will take: requests, tokens, time, money; and training in memory' \
 	  'make export                          training sets for other trainers, in exports/; ARGS=committee for one variant' \
   'make export ARGS=--models            the tuned models with their scores in their cards, ready for the hub' \
   'make test                            run every test; ARGS="-m '"'not slow'"'" leaves the slow ones out' \

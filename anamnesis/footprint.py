@@ -137,8 +137,8 @@ def bytes_of(settings: Train) -> int:
 
 
 def is_possible(settings: Train) -> bool:
-    """Whether DeepSpeed offloads under this stage: optimiser states from 1 on, weights in 3."""
-    return stage_of(settings) >= {"none": 0, "optimizer": 1, "all": 3}[settings.offload]
+    """Whether params.yaml takes it: optimiser states are offloaded from stage 1 on, weights in stage 3."""
+    return settings.zero >= {"none": 0, "optimizer": 1, "all": 3}[settings.offload]
 
 
 def has_mask(settings: Train, on_gpu: bool) -> bool:
@@ -147,7 +147,7 @@ def has_mask(settings: Train, on_gpu: bool) -> bool:
     One example a row, alone in its micro-batch, has no padding and needs none.
     """
     flash = settings.attention == "flash_attention_2" or (
-        settings.attention == "auto" and on_gpu and find_spec("flash_attn") is not None
+        settings.attention == "auto" and settings.precision == "bf16" and on_gpu and find_spec("flash_attn") is not None
     )
     return not flash and (settings.packing or settings.micro_batch > 1)
 
@@ -300,14 +300,17 @@ def passing_bytes(shape: Shape, settings: Train, world: int, deepspeed: dict[str
     return e * bucket if stage == 1 and settings.precision == "fp32" else 0
 
 
-def step_bytes(shape: Shape, settings: Train, method: Method, world: int) -> int:
+def step_bytes(shape: Shape, settings: Train, method: Method, world: int, deepspeed: dict[str, Any]) -> int:
     """Bytes of copies at the end of the backward pass and in the optimiser's step, when activations are gone.
 
     Stage 0 lays gradients side by side to reduce them; stage 1 in bf16 as well, and has them in bf16 once more; the
-    others copy a rank's share of the gradients (bf16 in stage 2 doesn't). L2-SP has the distances to the start.
+    others copy a rank's share of the gradients (bf16 in stage 2 doesn't), stage 3 a billion at a time. L2-SP has the
+    distances to the start.
     """
     stage, trained = stage_of(settings), shape.trained(method)
     share = -(-trained // world)
+    if stage == 3:
+        share = min(share, int(deepspeed.get("zero_optimization", {}).get("sub_group_size", 1_000_000_000)))
     if stage == 0:
         return SUM * min(trained, REDUCED + shape.largest)
     copies = 0 if settings.offload != "none" else SUM * share
@@ -325,7 +328,7 @@ def estimate(
     """What one of `world` processes takes. On a CPU what is offloaded stays in the same memory and is counted there."""
     states = states_of(shape, settings, method, world)
     activations = activation_bytes(shape, settings, method, has_mask(settings, on_gpu))
-    step = step_bytes(shape, settings, method, world)
+    step = step_bytes(shape, settings, method, world, deepspeed)
     passing = passing_bytes(shape, settings, world, deepspeed)
     return Estimate(
         weights=states.weights,

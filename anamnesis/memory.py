@@ -137,7 +137,7 @@ def gib(size: float) -> str:
 def verdict(case: Case, settings: Train, world: int) -> tuple[Literal["fits", "tight", "refused"], str]:
     """Whether it fits, and a line that says why not and what does; the line is empty where it does.
 
-    Refused is what weights, gradients and optimiser states alone don't let fit; tight what only the sum does.
+    Refused: weights, gradients and optimiser states alone do not fit. Tight: they do, but the sum does not.
     """
     found, local, here = case.estimate(settings, world), case.local(world), case.machines
     if case.missing(found, world) <= 0:
@@ -296,7 +296,7 @@ def main() -> None:
     if told.json:
         print(json.dumps(result))
         return
-    heads = ["model", "ZeRO", "offload", *COLUMNS, "sum", *(["a machine's own"] if machines.device else []), "verdict"]
+    heads = ["model", "ZeRO", "offload", *COLUMNS, "sum", *(["host"] if machines.device else []), "verdict"]
     lines = [
         [
             one["model"], str(row["zero"]), row["offload"], *(gib(row[key]) for key in (*COLUMNS, "sum")),
@@ -306,7 +306,7 @@ def main() -> None:
     ]  # fmt: skip
     show(heads, lines)
     print(
-        "GiB of one process, at the greatest moment of a step; tight: only with smaller activations (docs/training.md)"
+        "GiB of one process at a step's greatest moment; tight: the sure parts fit, the sum may not (docs/training.md)"
     )
 
 

@@ -312,6 +312,21 @@ def test_70b_on_eight_gpus_is_refused_and_what_is_advised_fits() -> None:
     )
 
 
+ADVICE = [  # the cheap changes first, and none for nothing
+    ("135m", 0, 1, {"precision": "fp32", "sequence_length": 1024, "micro_batch": 16}, "activation_checkpointing: true"),
+    ("135m", 0, 1, {"precision": "fp32", "sequence_length": 1024, "micro_batch": 64}, "micro_batch: 1"),
+    ("8b", 80, 8, {}, "zero: 2"),
+    ("8b", 80, 8, {"micro_batch": 8}, "micro_batch: 1, train.zero: 2"),
+    ("8b", 80, 1, {}, "zero: 3, train.offload: optimizer"),
+]
+
+
+@pytest.mark.parametrize(("size", "device", "world", "changes", "wanted"), ADVICE)
+def test_the_nearest_settings(size: str, device: int, world: int, changes: dict[str, Any], wanted: str) -> None:
+    case = Case(shape(size), FULL, Machines((1000 if device else 24) * GIB, world, device * GIB))
+    assert verdict(case, train(**changes), world)[1].partition("; what fits: train.")[2] == wanted
+
+
 SIZES = {"135m": 134_515_008, "8b": 8_030_261_248, "70b": 70_553_706_496}
 METHODS: list[Method] = [FULL, Lora(), L2SP(), KL()]
 
@@ -350,8 +365,7 @@ def test_what_is_advised_fits(
         return
     found, processes = nearest
     assert case.fits(found, processes)
-    assert is_possible(found)
-    assert settings.global_batch % (found.micro_batch * processes) == 0
+    Train.model_validate(found.model_dump() | {"processes": processes})
     assert verdict(case, found, processes) == ("fits", "")
     changed = differences(settings, world, found, processes)
     assert changed
