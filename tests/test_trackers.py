@@ -391,18 +391,19 @@ def test_a_missing_package(name: str, module: str, pip: str, monkeypatch: pytest
 WITHOUT = """
 import runpy, sys
 sys.modules["wandb"] = None
-sys.argv = ["train", "committee"]
-runpy.run_module("stages.train", run_name="__main__")
+module, *sys.argv[1:] = sys.argv[1:]
+runpy.run_module(module, run_name="__main__")
 """
 
 
-def test_a_missing_package_ends_the_stage_before_any_work(
-    project: Callable[..., Path], default_params: dict[str, Any]
+@pytest.mark.parametrize("command", [["stages.train", "committee"], ["stages.check"]])  # what `make repro` calls first
+def test_a_missing_package_ends_a_run_before_any_work(
+    command: list[str], project: Callable[..., Path], default_params: dict[str, Any]
 ) -> None:
     default_params["train"]["trackers"] = ["wandb"]
     folder = project(default_params)
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT],
+        [sys.executable, "-c", WITHOUT, *command],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(folder)},
         capture_output=True,
