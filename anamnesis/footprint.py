@@ -171,17 +171,26 @@ def layer_bytes(shape: Shape, settings: Train, masked: bool) -> int:
     return tokens * (norms + attention + 4 * e * shape.inner + mask)
 
 
+def loss_bytes(shape: Shape, settings: Train, method: Method) -> int:
+    """Bytes of the loss of a micro-batch at its greatest moment, the first of the backward pass.
+
+    For every token and word of the vocabulary 12: log-probabilities and two gradients in fp32. Under `kl` 40. Every
+    position counts as trained on.
+    """
+    words = settings.micro_batch * settings.sequence_length * shape.vocabulary
+    return words * (LOSS_KL if isinstance(method, KL) else LOSS)
+
+
 def activation_bytes(shape: Shape, settings: Train, method: Method, masked: bool) -> int:
     """Bytes of activations at the greatest moment of a forward and backward pass.
 
-    Without checkpointing that is the loss's: all layers, the last norm, and for every token and word of the vocabulary
-    12 bytes (log-probabilities and two gradients, in fp32; under `kl` 40). With checkpointing a layer keeps its input,
-    and the greatest moment is the loss's or that of one layer computed again. Every position counts as trained on.
+    Without checkpointing that is the loss's: all layers, the last norm, and `loss_bytes`. With checkpointing a layer
+    keeps its input, and the greatest moment is the loss's or that of one layer computed again.
     """
     e, tokens = bytes_of(settings), settings.micro_batch * settings.sequence_length
     layer = layer_bytes(shape, settings, masked)
     last = tokens * (4 + 2 * e) * shape.hidden
-    loss = tokens * shape.vocabulary * (LOSS_KL if isinstance(method, KL) else LOSS)
+    loss = loss_bytes(shape, settings, method)
     if not settings.activation_checkpointing:
         return shape.layers * layer + last + loss
     inputs = shape.layers * tokens * e * shape.hidden
@@ -325,17 +334,22 @@ def step_bytes(shape: Shape, settings: Train, method: Method, world: int, deepsp
 def estimate(
     shape: Shape, settings: Train, method: Method, world: int, deepspeed: dict[str, Any], on_gpu: bool
 ) -> Estimate:
-    """What one of `world` processes takes. On a CPU what is offloaded stays in the same memory and is counted there."""
+    """What one of `world` processes takes. On a CPU what is offloaded stays in the same memory and is counted there.
+
+    There the C library keeps most of what activations leave, tensors below 32 MiB, and only the loss's large ones are
+    given back before the step: its copies come on top. A GPU's allocator gives all of it to the step.
+    """
     states = states_of(shape, settings, method, world)
     activations = activation_bytes(shape, settings, method, has_mask(settings, on_gpu))
     step = step_bytes(shape, settings, method, world, deepspeed)
     passing = passing_bytes(shape, settings, world, deepspeed)
+    given_back = activations if on_gpu else loss_bytes(shape, settings, method)
     return Estimate(
         weights=states.weights,
         gradients=states.gradients,
         optimizer=states.optimizer + (0 if on_gpu else states.host),
         activations=activations,
-        buffers=max(passing, step - activations),
+        buffers=max(passing, step - given_back),
         offloaded=states.host if on_gpu else 0,
         loading=shape.weights * bytes_of(settings) if on_gpu and stage_of(settings) < 3 else 0,
         export=shape.weights * MASTER if on_gpu else 0,
