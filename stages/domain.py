@@ -15,8 +15,7 @@ from typing import Any
 from anamnesis import cards, chat, formats, icd, records, trainset
 from anamnesis import params as settings
 from anamnesis.errors import run
-
-WATCHED = Path("data/own")  # a dependency of this stage: a changed file in it is seen by `dvc repro`
+from anamnesis.own import note_unwatched
 
 
 def main() -> None:
@@ -30,7 +29,7 @@ def main() -> None:
         train, test, removed = formats.split(
             rows, domain.train, domain.test, params.seed, domain.source, domain.licence
         )
-        note_unwatched(domain.source)
+        _note(domain.source)
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(item["kind"] for item in test).items()))
     print(f"domain: {len(train)} training rows; test items: {kinds}; {removed} duplicates removed")
     print(f"domain: licence {domain.licence} where a row names none (domain.licence)")
@@ -41,7 +40,7 @@ def main() -> None:
         listed = formats.trained_on(rows, other.source, other.licence)
         others[name] = [row for row in listed if row["row_id"] not in known]  # no row is mixed in twice
         known |= {row["row_id"] for row in listed}
-        note_unwatched(other.source)
+        _note(other.source)
         print(f"domain: {len(others[name])} rows of {name}, to be mixed in")
     check_lengths(
         [*train, *(row for rows in others.values() for row in rows)],
@@ -56,10 +55,9 @@ def main() -> None:
         records.write(f"data/domain/others/{name}.parquet", other_rows, records.DOMAIN_TRAIN, ["row_id"])
 
 
-def note_unwatched(source: str) -> None:
-    """Say so where DVC won't see a change in a user's file."""
-    if not source.startswith("hf:") and WATCHED.resolve() not in Path(source).resolve().parents:
-        print(f"note: {source} is outside {WATCHED}/, so a change in it reruns nothing", file=sys.stderr)
+def _note(source: str) -> None:
+    if not source.startswith("hf:"):
+        note_unwatched(Path(source), "domain")
 
 
 def check_lengths(rows: Sequence[dict[str, Any]], model_dir: Path, sequence_length: int) -> None:

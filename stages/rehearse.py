@@ -7,7 +7,6 @@ Run: python -m stages.rehearse
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from anamnesis import params as settings
 from anamnesis import records, rehearsal
 from anamnesis.drawing import reasons_of
 from anamnesis.errors import run
-
-WATCHED = Path("data/own")  # a dependency of this stage: a changed file in it is seen by `dvc repro`
+from anamnesis.own import note_unwatched
 
 
 def main() -> None:
@@ -27,9 +25,8 @@ def main() -> None:
     metrics: dict[str, int] = {"sources": len(params.rehearsal_sources())}
     for name in params.rehearsal_sources():
         place, read[name] = rehearsal.resolve(rehearsal.place_of(name, params.rehearsal))
-        local = Path(place.uri.removeprefix("path:"))
-        if place.uri.startswith("path:") and WATCHED.resolve() not in local.resolve().parents:
-            print(f"note: {local} is outside {WATCHED}/, so a change in it reruns nothing", file=sys.stderr)
+        if place.uri.startswith("path:"):
+            note_unwatched(Path(place.uri.removeprefix("path:")), "rehearse")
         rows = rehearsal.draw(place, params.rehearsal, rehearsal.wanted_of(params, name), params.seed)
         records.write(f"data/rehearsal/{name}.parquet", rows, records.REHEARSAL, ["row_id"])
         drawn[name] = rows

@@ -6,27 +6,19 @@ Run: python -m stages.suite
 """
 
 import json
-import sys
-from pathlib import Path
 
 from anamnesis import params as settings
 from anamnesis import records
 from anamnesis.errors import run
+from anamnesis.own import note_unwatched
 from anamnesis.suites import digests, paths
-
-WATCHED = Path("data/own")  # a dependency of this stage: a changed file in it is seen by `dvc repro`
 
 
 def main() -> None:
     """Read every file once and write what it is."""
     evaluate = settings.load().evaluate
-    for name, path in paths(evaluate).items():
-        if WATCHED.resolve() not in path.resolve().parents:
-            print(
-                f"note: {name}: {path} is outside {WATCHED}/: after a change in it run `dvc repro -f suite`, then "
-                "`dvc repro`",
-                file=sys.stderr,
-            )
+    for path in paths(evaluate).values():
+        note_unwatched(path, "suite")
     records.write_text("data/suite.json", json.dumps(digests(evaluate), indent=2) + "\n")
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import trainings
 import yaml
+from pages import make
+from synthetic_run import load_params, write_run
 
 from anamnesis import params as settings
 from anamnesis import records
@@ -112,3 +114,12 @@ def training_project(
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One made-up run with its report, for reading: a test that changes something copies it first."""
+    root = tmp_path_factory.mktemp("run")
+    write_run(root, load_params())
+    make(root)
+    return root

@@ -8,22 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pages import make
-from synthetic_run import ROOT, load_params, write_run
+from synthetic_run import ROOT
 
 from anamnesis import labels, scatter, trust, type_figures
 from anamnesis.distribution import Estimate
 from anamnesis.forest import forest
 from anamnesis.results import Frontier, Point
 from anamnesis.tables import Model
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("run")
-    write_run(root, load_params())
-    make(root)
-    return root
 
 
 def test_figures_have_the_colours_of_the_page(root: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from pages import Tree, make
-from synthetic_run import HOSTILE, load_params, wide_params, write_run
+from synthetic_run import HOSTILE, wide_params, write_run
 
 from anamnesis import page
 from anamnesis.lost import NO_TEXT
@@ -23,15 +23,6 @@ TAGS = {
 }
 MEASURES = ["domain_choice", "domain_text", "own_text", "own_kl", "leaderboard_mmlu_pro", "leaderboard_gpqa"]
 MEASURES += ["refused_harmful"]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One made-up run with its report."""
-    root = tmp_path_factory.mktemp("run")
-    write_run(root, load_params())
-    make(root)
-    return root
 
 
 @pytest.fixture(scope="module")

@@ -27,15 +27,6 @@ OUTPUTS = ["report.html", "report.md", "metrics/summary.json", "metrics/frontier
 OUTPUTS += ["metrics/scores.csv", "metrics/tasks.csv", "metrics/types.csv"]
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One made-up run with its report."""
-    root = tmp_path_factory.mktemp("run")
-    write_run(root, load_params())
-    make(root)
-    return root
-
-
 @pytest.fixture
 def copy(root: Path, tmp_path: Path) -> Path:
     """The run again, to be changed by a test."""

@@ -215,7 +215,9 @@ def test_stage_suite_names_the_files_that_dvc_does_not_watch(
     monkeypatch.chdir(data_dir)
     suite.main()
     said = capsys.readouterr().err
-    assert said.startswith("note: gsm8k: gsm8k/test.jsonl is outside data/own/: after a change in it run")
+    assert said.startswith(
+        "note: gsm8k/test.jsonl is outside data/own/, so a change in it reruns nothing: after one, `dvc repro -f suite`"
+    )
     assert "mine" not in said
     assert list(json.loads(Path("data/suite.json").read_text(encoding="utf-8"))) == ["domain-mine", "gsm8k"]
 
