@@ -16,6 +16,7 @@ help:
 	  'make repro PRESET=presets/<x>.yaml   copy that preset over params.yaml first (FORCE=1: even over edits)' \
 	  'make plan                            what the model calls will take: requests, tokens, time, money' \
 	  'make export                          training sets for other trainers, in exports/; ARGS=committee for one variant' \
+  'make export ARGS=--models            the tuned models with their scores in their cards, ready for the hub' \
   'make test                            run every test; ARGS="-m '"'not slow'"'" leaves the slow ones out' \
 	  'make lint                            ruff and mypy' \
 	  'make bench                           run the benchmarks in bench/' \

@@ -82,11 +82,12 @@ def is_paper_size(params: Params) -> bool:
 def models_of(params: Params) -> list[Model]:
     """What each model of the report is and how its row is called, base first."""
     found = []
+    tuned = params.tuned_variants()
     for name in params.evaluated():
         told = params.label(name)
         model = Model(name, "base", told.label or name, told.stands_for, told.paper)
-        if name in params.variants:
-            variant = params.variants[name]
+        if name in tuned:
+            variant = tuned[name]
             model = replace(
                 model,
                 kind="variant",
@@ -94,6 +95,7 @@ def models_of(params: Params) -> list[Model]:
                 tuning=variant.tuning.method,
                 members=tuple(variant.members),
                 seeds=(params.seed, *(seed for of, seed in params.reseeded() if of == name)),
+                init=params.continued[name].init if name in params.continued else None,
             )
         elif name in params.interpolations:
             between = params.interpolations[name]
@@ -104,7 +106,7 @@ def models_of(params: Params) -> list[Model]:
 
 def taking_part(params: Params, variant: str) -> list[str]:
     """The members whose responses one variant picks from: named by it and enabled."""
-    return [member for member in params.variants[variant].members if member in params.members()]
+    return [member for member in params.tuned_variants()[variant].members if member in params.members()]
 
 
 def account(
@@ -132,10 +134,11 @@ def account(
 
     Raises `UserError` where two models did not answer the same items.
     """
+    variants = params.tuned_variants()
     kept = [row for row in instructions if row["status"] == "ok"]
     shown = max(selected, key=lambda name: len(taking_part(params, name)), default=None)
     contests = [
-        tallies.contest(name, rows, responses, taking_part(params, name), params.variants[name].samples)
+        tallies.contest(name, rows, responses, taking_part(params, name), variants[name].samples)
         for name, rows in selected.items()
     ]
     ways = [
@@ -143,11 +146,11 @@ def account(
             name,
             rows,
             mixed[name],
-            instructions=() if params.variants[name].borrowed else instructions,
+            instructions=() if variants[name].borrowed else instructions,
             selected=selected.get(name),
-            responses={key: rows for key, rows in responses.items() if key in params.variants[name].members},
-            judgments={key: rows for key, rows in judgments.items() if key in params.variants[name].judges},
-            samples=params.variants[name].samples,
+            responses={key: rows for key, rows in responses.items() if key in variants[name].members},
+            judgments={key: rows for key, rows in judgments.items() if key in variants[name].judges},
+            samples=variants[name].samples,
         )
         for name, rows in cleaned.items()
     ]
@@ -177,7 +180,7 @@ def account(
         shown_variant=shown,
         examples=[]
         if shown is None
-        else _examples(params.seed, selected[shown], responses, judgments, params.variants[shown].judges, types),
+        else _examples(params.seed, selected[shown], responses, judgments, variants[shown].judges, types),
     )
 
 

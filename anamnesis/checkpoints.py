@@ -138,7 +138,7 @@ class Checkpoints:
                 num_merge_workers=1,
                 keep_temp_folder=False,
                 strict=True,
-                inject_missing_state=False,
+                inject_missing_state=True,
             )
             try:
                 with room_for(f"{self.folder}/{UNIVERSAL}"), contextlib.redirect_stdout(io.StringIO()):

@@ -1,4 +1,4 @@
-"""The result of a training run: fp32 weights as a Hugging Face directory, and how far they moved."""
+"""The result of a training run: a Hugging Face directory with fp32 weights and a card, and how far they moved."""
 
 import json
 import os
@@ -6,7 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from anamnesis import modelcard
+from anamnesis.cards import Card
 from anamnesis.errors import QUALITY, UserError
+from anamnesis.hubcard import Rows
 
 REPORT = "training.json"
 
@@ -63,10 +66,19 @@ def change(before: Path, after: Path) -> dict[str, Any]:
 
 
 def write(
-    model: Any, weights: dict[str, Any], tokenizer: Any, base_dir: Path, tuned_dir: Path, report: dict[str, Any]
+    model: Any,
+    weights: dict[str, Any],
+    tokenizer: Any,
+    base_dir: Path,
+    tuned_dir: Path,
+    report: dict[str, Any],
+    base: Card,
+    rows: Rows,
 ) -> dict[str, Any]:
-    """Write the Hugging Face directory and `training.json`, in one move; returns what `change` measured to `base_dir`.
+    """Write the Hugging Face directory, `training.json` and the model card, in one move.
 
+    `base` and `rows` are for the card: whose weights these were, and what they were trained on. Returns what `change`
+    measured to `base_dir`.
     Raises `UserError` (exit code 5) where no weight has changed.
     """
     import torch
@@ -85,8 +97,9 @@ def write(
             f"({report['settings']['learning_rate']:g}) or the number of steps ({report['steps']})",
             QUALITY,
         )
-    text = json.dumps(report | {"change": measured}, indent=2, ensure_ascii=False) + "\n"
-    (partial / REPORT).write_text(text, encoding="utf-8")
+    report = report | {"change": measured}
+    (partial / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (partial / modelcard.FILE).write_text(modelcard.text(report, base, rows), encoding="utf-8")
     shutil.rmtree(tuned_dir, ignore_errors=True)
     os.replace(partial, tuned_dir)
     return measured

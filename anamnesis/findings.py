@@ -229,6 +229,23 @@ def rehearsal_findings(found: Results, values: bool = True) -> dict[str, str]:
     return sentences
 
 
+def chain_findings(found: Results, values: bool = True) -> dict[str, str]:
+    """A sentence or two by continued variant: what changed against the one whose weights it started from."""
+    sentences = {}
+    for init, rows in found.against_init.items():
+        for variant in rows[0].cells if rows else ():
+            learnt, kept = (_side(rows, variant, side) for side in ("learnt", "kept"))
+            told = {
+                f"Better than {init} on domain measures": learnt["better"],
+                f"Worse than {init} on domain measures": learnt["worse"],
+                f"Better than {init} elsewhere": kept["better"],
+                f"Worse than {init} elsewhere": kept["worse"],
+            }
+            parts = [f"{what}: {_held_against(of, values)}." for what, of in told.items() if of]
+            sentences[variant] = " ".join(parts) or f"No difference to {init} shown on any measure."
+    return {name: sentences[name] for name in found.variants if name in sentences}
+
+
 def kept_sentences(found: Results, variant: str) -> list[str]:
     """How much of what the variant without rehearsal forgot a model kept, in each unit."""
     told = []

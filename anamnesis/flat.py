@@ -28,9 +28,10 @@ def summary(found: Results) -> dict[str, float | int]:
             flat |= {f"{key}.p": cell.p_value, f"{key}.holm": cell.holm}
             flat |= {f"{key}.gained": cell.gained, f"{key}.lost": cell.lost}
             flat |= _seeds(key, cell.seeds)
-    for row in found.against_reference:
-        for variant, cell in row.cells.items():
-            flat |= _ends(f"{variant}.{row.measure}.against.{found.reference}", cell)
+    for other, rows in [(found.reference, found.against_reference), *found.against_init.items()]:
+        for row in rows:
+            for variant, cell in row.cells.items():
+                flat |= _ends(f"{variant}.{row.measure}.against.{other}", cell)
     for family, by_model in found.scores.items():
         for one in by_model.values():
             flat |= _scores(one, SUFFIX[family])

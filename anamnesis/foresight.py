@@ -78,10 +78,10 @@ def check_licences(params: Params) -> None:
     Authors are models, and public sets under the licence that the registry or `rehearsal.sources` gives them.
     """
     found: dict[str, list[str]] = {}
-    for name, variant in params.variants.items():
+    for name, variant in params.tuned_variants().items():
         for key, licence in _authors(params, variant).items():
             if is_under(licence, params.mix.licences.forbid):
-                found.setdefault(f"{key} ({licence})", []).append(f"variants.{name}")
+                found.setdefault(f"{key} ({licence})", []).append(params.key_of(name))
     if found:
         named = "; ".join(f"{author} in {', '.join(variants)}" for author, variants in found.items())
         raise UserError(

@@ -29,3 +29,35 @@ def multiplies_bf16(cpuinfo: str | None = None) -> bool:
 def cores() -> list[int]:
     """The processor cores this process may use."""
     return sorted(os.sched_getaffinity(0))
+
+
+def host_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that this machine has, or that a control group above this process leaves it, if that is less."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        mount, name = root / "sys/fs/cgroup", "memory.max"  # version 2
+        if controllers:
+            mount, name = mount / "memory", "memory.limit_in_bytes"
+            if "memory" not in controllers.split(","):
+                continue
+        inside = mount / group.lstrip("/")
+        for folder in (inside, *inside.parents):
+            if folder.is_relative_to(mount):
+                try:
+                    found.append(int((folder / name).read_text(encoding="utf-8")))
+                except (OSError, ValueError):  # not there, or `max`
+                    continue
+    return min(found)
+
+
+def gpu_memory() -> list[int]:
+    """Bytes of memory of each GPU; none on a machine without."""
+    import torch
+
+    count = torch.cuda.device_count()  # mem_get_info would take half a gigabyte on every GPU
+    return [torch.cuda.get_device_properties(index).total_memory for index in range(count)]

@@ -15,7 +15,7 @@ from anamnesis.errors import MODEL_UNAVAILABLE, UserError
 from anamnesis.variants import Interpolation
 
 REPORT = "interpolation.json"
-LEFT_OUT = ("training.json", REPORT)  # of the tuned model's directory: they tell of a training
+LEFT_OUT = ("training.json", "README.md", REPORT)  # of the tuned model's directory: they tell of a training
 
 
 def between(base: Any, tuned: Any, alpha: float) -> Any:

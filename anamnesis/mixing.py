@@ -34,7 +34,7 @@ def is_domain(source: str) -> bool:
 
 def check_pools(
     total: int,
-    fractions: Mapping[str, float],
+    fractions: Mapping[str, Mapping[str, float]],
     pools: Mapping[str, Mapping[str, int]],
     instructions: int,
     train: int,
@@ -42,40 +42,44 @@ def check_pools(
 ) -> None:
     """Raise `UserError` (exit code 6) for the first variant that the pools don't fill.
 
-    `pools` has the rows by variant and part; a variant that rehearses has the part `REHEARSAL`. `instructions` and
-    `train` are probe.instructions and domain.train, for the advice; `drawn` has key and value of what to raise for a
-    variant with a rehearsal source. The total it names fits every variant.
+    `pools` has the rows, `fractions` the domains' shares, by variant (its key in params.yaml) and part; a variant that
+    rehearses has the part `REHEARSAL`. `instructions` and `train` are probe.instructions and domain.train, for the
+    advice; `drawn` has key and value of what to raise for a variant with a rehearsal source. The total it names fits
+    every variant.
     """
 
-    def fits(size: int, pool: Mapping[str, int]) -> bool:
-        return all(count <= pool.get(part, 0) for part, count in needs(size, fractions, REHEARSAL in pool).items())
+    def needed(variant: str, size: int = total) -> dict[str, int]:
+        return needs(size, fractions[variant], REHEARSAL in pools[variant])
 
-    if all(fits(total, pool) for pool in pools.values()):
+    def fit(size: int) -> bool:
+        return all(n <= pool.get(part, 0) for name, pool in pools.items() for part, n in needed(name, size).items())
+
+    if fit(total):
         return
-    fitting = next((n for n in range(total - 1, 0, -1) if all(fits(n, pool) for pool in pools.values())), 0)
+    fitting = next((size for size in range(total - 1, 0, -1) if fit(size)), 0)
     lower = [f"lower mix.total to {fitting}"] if fitting else []
 
     for variant, pool in pools.items():
-        rehearses = REHEARSAL in pool
-        for part, count in needs(total, fractions, rehearses).items():
+        rehearses, shares = REHEARSAL in pool, fractions[variant]
+        for part, count in needed(variant).items():
             have = pool.get(part, 0)
             if count <= have:
                 continue
             if part == REHEARSAL:
-                what, how = f"{count} rehearsal rows", f"mix.total {total} x (1 - {sum(fractions.values()):g})"
+                what, how = f"{count} rehearsal rows", f"mix.total {total} x (1 - {sum(shares.values()):g})"
                 key, value = (drawn or {}).get(variant, ("probe.instructions", instructions))
                 about = math.ceil(value * count / have) if have else 0
                 fixes = [f"raise {key} from {value} to about {about}"] if have else []
             else:
                 other = f"rows of mix.domains.{part.removeprefix(f'{DOMAIN}:')}"
                 what = f"{count} {'domain rows' if part == DOMAIN else other}"
-                how = f"mix.total {total} x {fractions[part]:g}" if rehearses else f"mix.total {total}, rehearsal: none"
-                most = max(needs(total, fractions, REHEARSAL in pool)[part] for pool in pools.values())
+                how = f"mix.total {total} x {shares[part]:g}" if rehearses else f"mix.total {total}, rehearsal: none"
+                most = max(needed(name).get(part, 0) for name in pools)
                 fixes = [f"raise domain.train from {train} to {train + most - have}" if part == DOMAIN else "add rows"]
             advice = " or ".join(lower + fixes) or (
                 "metrics/select.json and metrics/clean.json say why every row was dropped"
             )
-            line = f"variants.{variant}: {what} are needed ({how}) and {have} are there; {advice}"
+            line = f"{variant}: {what} are needed ({how}) and {have} are there; {advice}"
             raise UserError(line, POOL_TOO_SMALL)
 
 

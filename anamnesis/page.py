@@ -30,6 +30,7 @@ ITEM_CHARACTERS = 600  # of a lost item's question and of each answer
 HELD_OUT = "held out"
 SETS_SIDE_BY_SIDE = 3  # of instructions, in one figure of types
 GRID = "Difference to base with its 95 % bootstrap interval over the paired items, a line a model"
+CHAIN = "Difference to {}, whose weights it started from, with its 95 % interval over the paired items"
 AGAINST = "Difference to the variant without rehearsal, with its 95 % interval over the paired items"
 FEW = 4  # models at most that stand side by side in the result table; more stand below each other
 
@@ -127,6 +128,16 @@ def policy(script: str) -> str:
     )
 
 
+def _chain_grids(found: results.Results) -> list[cells.Grid]:
+    """A table for each model that others were continued from: these, against it."""
+    grids = []
+    for init, rows in found.against_init.items():
+        label = findings.label_of(found, init)
+        if rows:
+            grids.append(cells.grid(found, f"from-{init}", CHAIN.format(label), rows, list(rows[0].cells), label))
+    return grids
+
+
 def _held_out(account: Account, variant: str) -> int | None:
     """Instructions that a variant's picks leave out so that forgetting can be measured on them."""
     drops = account.select_drops.get(variant)
@@ -196,6 +207,8 @@ def html(account: Account, params: Params) -> str:
         unrehearsed=[
             findings.label_of(found, name) for name in rehearsed if found.models[name].rehearsal in (None, "none")
         ],
+        chain=findings.chain_findings(found, values=False),
+        chain_grids=_chain_grids(found),
         frontiers=frontiers,
         numbered=_numbered(list(marks.values())),
         footnotes=cells.footnotes,

@@ -8,6 +8,7 @@ The sections themselves: sections.py, and variants.py for the rows of a training
 
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from anamnesis.sections import (
     Train,
 )
 from anamnesis.shares import DOMAIN, REHEARSAL, needs, share
-from anamnesis.variants import BY_VOTES, Clean, Interpolation, Mix, Rehearsal, Select, Variant
+from anamnesis.variants import BY_VOTES, Clean, Continued, Interpolation, Mix, Rehearsal, Select, Variant
 
 RUBRIC_TOKENS = 600  # of the judge's prompt around conversation and response, at most
 
@@ -62,6 +63,7 @@ class Params(Section):
     clean: Clean = Clean()
     mix: Mix
     train: Train
+    continued: dict[str, Continued] = {}
     interpolations: dict[str, Interpolation] = {}
     evaluate: Evaluate
     distribution: Distribution = Distribution()
@@ -69,14 +71,14 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _names_agree(self) -> "Params":
-        for section in ("models", "committee", "judges", "variants", "interpolations"):
+        for section in ("models", "committee", "judges", "variants", "continued", "interpolations"):
             for key in getattr(self, section):
                 if not SLUG.fullmatch(key):
                     raise ValueError(f"{section}.{key}: a key is lower-case letters, digits and hyphens")
         for key in self.distribution.compare:
             if key in self.rehearsal_sources():
                 raise ValueError(f"distribution.compare.{key}: a rehearsal source has the name, and is compared anyway")
-        for section in ("variants", "interpolations"):
+        for section in ("variants", "continued", "interpolations"):
             if "base" in getattr(self, section):
                 raise ValueError(f"{section}.base: the name is taken by the model before training")
         self._tuned_models_agree()
@@ -108,47 +110,48 @@ class Params(Section):
             raise ValueError(f"target: models.{self.target} has no `uri`, so there are no weights to fine-tune")
         if self.target not in self.members():
             raise ValueError(f"target: {self.target!r} must be an enabled member of the committee")
-        for name, variant in self.variants.items():
+        for name, variant in self.tuned_variants().items():
+            key_of = self.key_of(name)
             for field, known in (("members", self.committee), ("judges", self.judges)):
                 for key in getattr(variant, field):
                     if key not in known:
-                        raise ValueError(f"variants.{name}.{field}: {key!r} is not there; known: {', '.join(known)}")
+                        raise ValueError(f"{key_of}.{field}: {key!r} is not there; known: {', '.join(known)}")
             for field, source in (("rehearsal", variant.source), ("instructions", variant.borrowed)):
                 if source and source not in (*PUBLIC_SETS, *self.rehearsal.sources):
                     own = "reconstructed, none" if field == "rehearsal" else "probed"
                     sources = ", ".join(dict.fromkeys([own, *self.rehearsal.sources, *PUBLIC_SETS]))
-                    raise ValueError(f"variants.{name}.{field}: no source {source!r}; known: {sources}")
+                    raise ValueError(f"{key_of}.{field}: no source {source!r}; known: {sources}")
             if variant.source and (variant.members or variant.judges):
                 raise ValueError(
-                    f"variants.{name}: the rows of {variant.source} are taken as they are, without members and judges; "
+                    f"{key_of}: the rows of {variant.source} are taken as they are, without members and judges; "
                     "for the committee's answers to its instructions write "
                     f"rehearsal: reconstructed, instructions: {variant.source}"
                 )
             if variant.rehearsal == "reconstructed" and not set(variant.members) & set(self.members()):
-                raise ValueError(f"variants.{name}.members: none of them is enabled")
+                raise ValueError(f"{key_of}.members: none of them is enabled")
         return self
 
     @model_validator(mode="after")
     def _rules_can_pick(self) -> "Params":
         """A rule by votes needs judges that vote on its members, and a threshold something to hold against it."""
-        for name, variant in self.variants.items():
+        for name, variant in self.tuned_variants().items():
             if variant.rehearsal != "reconstructed" or variant.rule not in BY_VOTES:
                 continue
             voters = set(variant.judges) & set(self.enabled_judges())
             if not voters:
-                raise ValueError(f"variants.{name}.judges: none of them is enabled")
+                raise ValueError(f"{self.key_of(name)}.judges: none of them is enabled")
             lonely = len(voters | set(variant.members) & set(self.members())) == 1
             if variant.rule == "leave-own-judge-out" and lonely:
                 raise ValueError(
-                    f"variants.{name}.judges: {', '.join(voters)} would judge itself alone, and rule: {variant.rule} "
-                    "counts no such vote; name another judge"
+                    f"{self.key_of(name)}.judges: {', '.join(voters)} would judge itself alone, and rule: "
+                    f"{variant.rule} counts no such vote; name another judge"
                 )
             held_to = variant.thresholds(self.select)
             for field in ("min_score", "min_margin"):
                 if held_to[field] and not held_to["min_votes"]:
                     raise ValueError(
-                        f"variants.{name}.{field}: {held_to[field]:g} can't be held against a response without a vote, "
-                        "which min_votes: 0 lets in; raise min_votes to 1"
+                        f"{self.key_of(name)}.{field}: {held_to[field]:g} can't be held against a response without a "
+                        "vote, which min_votes: 0 lets in; raise min_votes to 1"
                     )
         return self
 
@@ -156,10 +159,10 @@ class Params(Section):
     def _sizes_agree(self) -> "Params":
         """What no run could fill or fit is found here, before anything is asked or paid for."""
         probed, drawn = self.probe.instructions, self.rehearsal
-        fractions = self.mix.fractions()
-        for name, variant in self.variants.items() if self.mix.unit == "examples" else ():
+        for name, variant in self.tuned_variants().items() if self.mix.unit == "examples" else ():
+            fractions = self.fractions_of(name)
             parts = needs(self.mix.total, fractions, variant.rehearsal != "none")
-            rehearsal, domain = parts.get(REHEARSAL, 0), parts[DOMAIN]
+            rehearsal, domain = parts.get(REHEARSAL, 0), parts.get(DOMAIN, 0)
             free, key = probed - share(probed, self.select.heldout), f"probe.instructions ({probed}) are not held out"
             if variant.source:
                 free, key = drawn.rows, f"rehearsal.rows ({drawn.rows}) are drawn"
@@ -168,12 +171,12 @@ class Params(Section):
             if rehearsal > free:
                 raise ValueError(
                     f"mix.total: {self.mix.total} x (1 - {sum(fractions.values()):g}) is {rehearsal} "
-                    f"rehearsal rows for variants.{name}, and {free} of {key}; "
+                    f"rehearsal rows for {self.key_of(name)}, and {free} of {key}; "
                     f"lower mix.total or raise {key.partition(' ')[0]}"
                 )
             if domain > self.domain.train:
                 raise ValueError(
-                    f"mix.total: variants.{name} takes {domain} domain rows, and "
+                    f"mix.total: {self.key_of(name)} takes {domain} domain rows, and "
                     f"domain.train is {self.domain.train}; lower mix.total or raise domain.train"
                 )
         wanted = {f"committee.{key}.sampling": member.sampling.max_tokens for key, member in self.committee.items()}
@@ -191,19 +194,26 @@ class Params(Section):
         return self
 
     def _tuned_models_agree(self) -> None:
-        """Further seeds, interpolations and labels are of variants that there are."""
+        """Continued variants, further seeds, interpolations and labels are of variants that there are."""
+        self._chains_end()
         known = ", ".join(self.variants)
         for name in self.train.seeded:
+            if name in self.continued:
+                raise ValueError(
+                    f"train.seeded: {name!r} starts from another variant's weights, and such are trained with the main "
+                    "seed alone; take it off the list"
+                )
             if name not in self.variants:
                 raise ValueError(f"train.seeded: {name!r} is no variant; known: {known}")
         if self.seed in self.train.seeds:
             raise ValueError(f"train.seeds: {self.seed} is the main seed, which every variant is trained with anyway")
+        tuned = self.tuned_variants()
         for name, interpolation in self.interpolations.items():
-            if name in self.variants:
+            if name in tuned:
                 raise ValueError(f"interpolations.{name}: a variant has the name")
-            if interpolation.variant not in self.variants:
+            if interpolation.variant not in tuned:
                 raise ValueError(
-                    f"interpolations.{name}.variant: {interpolation.variant!r} is no variant; known: {known}"
+                    f"interpolations.{name}.variant: {interpolation.variant!r} is no variant; known: {', '.join(tuned)}"
                 )
         for name in self.report.labels:
             if name not in self.evaluated():
@@ -211,9 +221,57 @@ class Params(Section):
                     f"report.labels.{name}: no such model in the report; known: {', '.join(self.evaluated())}"
                 )
 
+    def _chains_end(self) -> None:
+        """Every continued variant has a name of its own and a domain that is there; its chain begins at a variant."""
+        for name, variant in self.continued.items():
+            if name in self.variants:
+                raise ValueError(f"continued.{name}: a variant has the name")
+            if variant.init not in self.tuned_variants():
+                known = ", ".join(other for other in self.tuned_variants() if other != name)
+                raise ValueError(f"continued.{name}.init: {variant.init!r} is no variant; known: {known}")
+            if variant.domain is not None and variant.domain not in self.mix.domains:
+                known = ", ".join(self.mix.domains) or "none"
+                raise ValueError(
+                    f"continued.{name}.domain: {variant.domain!r} is not under mix.domains; known: {known}"
+                )
+        for name in self.continued:
+            chain = [name]
+            while chain[-1] in self.continued:
+                chain.append(self.continued[chain[-1]].init)
+                if chain[-1] in chain[:-1]:
+                    raise ValueError(f"continued.{name}.init: goes round in a circle: {' from '.join(chain)}")
+
+    def tuned_variants(self) -> dict[str, Variant]:
+        """Everything that is fine-tuned: the variants, then those that start from another one's weights."""
+        return {**self.variants, **self.continued}
+
+    def key_of(self, name: str) -> str:
+        """The key of params.yaml that a variant stands under."""
+        return f"continued.{name}" if name in self.continued else f"variants.{name}"
+
+    def fractions_of(self, name: str) -> dict[str, float]:
+        """`Mix.fractions` of one variant's training set."""
+        return self.mix.fractions(self.continued[name].domain if name in self.continued else None)
+
+    def named(self, script: str, arguments: Sequence[str], names: Sequence[str]) -> tuple[str, int | None]:
+        """What a command line says: one of `names`, or a variant and one of its further seeds.
+
+        Raises `UserError` for anything else.
+        """
+        match arguments:
+            case [name] if name in names:
+                return name, None
+            case [name, seed] if (name, seed) in [(variant, str(number)) for variant, number in self.reseeded()]:
+                return name, int(seed)
+        further = ", ".join(f"{name} {seed}" for name, seed in self.reseeded())
+        raise UserError(
+            f"usage: python -m {script} <name> [seed]; names: {', '.join(names)}"
+            + (f"; with further seeds: {further}" if further else "")
+        )
+
     def evaluated(self) -> list[str]:
-        """The models of the report, in its order: base, the variants, the interpolations."""
-        return ["base", *self.variants, *self.interpolations]
+        """The models of the report, in its order: base, the variants, the continued ones, the interpolations."""
+        return ["base", *self.tuned_variants(), *self.interpolations]
 
     def reseeded(self) -> list[tuple[str, int]]:
         """The further runs: variant and seed."""
@@ -225,7 +283,7 @@ class Params(Section):
 
     def rehearsal_sources(self) -> list[str]:
         """The sources that variants name, for rows or for instructions, each once."""
-        named = [source for variant in self.variants.values() for source in (variant.source, variant.borrowed)]
+        named = [source for variant in self.tuned_variants().values() for source in (variant.source, variant.borrowed)]
         return list(dict.fromkeys(source for source in named if source))
 
     def _conversations_fit(self) -> None:

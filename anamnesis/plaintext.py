@@ -129,6 +129,7 @@ def _sections(account: Account, padded: bool) -> list[Section]:
         told.append("\n".join([_wrapped(lead, ""), *(_wrapped(text, "  ") for text in sentences)]))
     result = wording.markdown_table(findings.HEADER, findings.table(found), right=(2,), padded=padded)
     against = [f"**{called[name]}**: {text}" for name, text in findings.rehearsal_findings(found).items()]
+    chained = [f"**{called[name]}**: {text}" for name, text in findings.chain_findings(found).items()]
     changed = [f"**{called[name]}**: {findings.changed_sentence(found, name)}." for name in found.variants]
     counts = [probe_sentence(account.funnel), *map(votes_sentence, account.judges)]
     judges = [_listed([*account.trust.sentences, *account.trust.control_sentences])]
@@ -145,6 +146,9 @@ def _sections(account: Account, padded: bool) -> list[Section]:
         *(Section(table.title, _paper_table(table, padded), 2) for table in found.tables if _is_narrow(table)),
         Section("Measure by measure", f"{result}\n\n{_wrapped(_caution(found), '')}", 5),
         Section(reference, _listed(against), 4) if against else Section("", "", 9),
+        Section("Against the variant that each continued one started from", _listed(chained), 4)
+        if chained
+        else Section("", "", 9),
         Section("Items gained and lost against base", _listed(changed), 6) if found.changes else Section("", "", 9),
         Section("Instructions and votes", _listed(counts), 7),
         Section("Can the judges be trusted?", "\n\n".join(judges), 8),

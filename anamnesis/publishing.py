@@ -10,40 +10,17 @@ In: rows of `records.MIXED`, params, the model cards. Out: texts by file name, f
 """
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import yaml
 
 from anamnesis.cards import Card
+from anamnesis.hubcard import Rows, hub_licences, licence_list, plain_address, sources, table
 from anamnesis.params import Params
-from anamnesis.records import licences_of
-
-Rows = Sequence[Mapping[str, Any]]
+from anamnesis.shares import DOMAIN
 
 DATA = "messages.jsonl"
-# Licences as people write them, to the hub's own ids; what is not here is `other` there, with its name in the card.
-HUB_LICENCES = {
-    key.casefold(): hub
-    for key, hub in {
-        "Apache-2.0": "apache-2.0",
-        "MIT": "mit",
-        "BSD-3-Clause": "bsd-3-clause",
-        "CC0": "cc0-1.0",
-        "CC0-1.0": "cc0-1.0",
-        "CC-BY-4.0": "cc-by-4.0",
-        "CC BY 4.0": "cc-by-4.0",
-        "CC-BY-SA-3.0": "cc-by-sa-3.0",
-        "CC-BY-SA-4.0": "cc-by-sa-4.0",
-        "CC-BY-NC-4.0": "cc-by-nc-4.0",
-        "CC-BY-NC-SA-4.0": "cc-by-nc-sa-4.0",
-        "ODC-BY": "odc-by",
-        "ODC-BY-1.0": "odc-by",
-        "Llama-3": "llama3",
-    }.items()
-}
 SIZES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -94,15 +71,9 @@ def attached(params: Params) -> str:
     for model in raw["models"].values():
         if model["base_url"] is not None:
             listed = [model["base_url"]] if isinstance(model["base_url"], str) else model["base_url"]
-            plain = [_plain_address(url) for url in listed]
+            plain = [plain_address(url) for url in listed]
             model["base_url"] = plain[0] if isinstance(model["base_url"], str) else plain
     return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
-
-
-def _plain_address(url: str) -> str:
-    parts = urlsplit(url)
-    host = (parts.hostname or "") + (f":{parts.port}" if parts.port else "")
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
 # ----------------------------------------------------------------------------------------------------------- the card
@@ -110,19 +81,17 @@ def _plain_address(url: str) -> str:
 
 def card(name: str, mixed: Rows, params: Params, cards: Mapping[str, Card]) -> str:
     """A dataset card: the hub's metadata, then what the set is, its sources, models, licences and parameters."""
-    licences = sorted({row["licence"] or "unknown" for row in mixed})
-    each = {one for licence in licences for one in licences_of(licence)}  # a row may be under several
-    hub = sorted({HUB_LICENCES.get(one.casefold(), "other") for one in each})
     metadata: dict[str, Any] = {
-        "license": hub[0] if len(hub) == 1 else hub,
+        **hub_licences(row["licence"] for row in mixed),
         "task_categories": ["text-generation"],
         "tags": ["instruction-tuning", "synthetic", "anamnesis"],
         "size_categories": [next((label for size, label in SIZES if len(mixed) < size), "1M<n<10M")],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": DATA}]}],
     }
-    if "other" in hub:
-        metadata |= {"license_name": "mixed", "license_link": "README.md"}
-    variant, mix = params.variants[name], params.mix
+    variant, mix = params.tuned_variants()[name], params.mix
+    fractions = params.fractions_of(name)
+    main = next(iter(fractions)).removeprefix(f"{DOMAIN}:")
+    domain = params.domain.source if main == DOMAIN else mix.domains[main].source
     authors = [key for key in variant.members if key in params.members()]
     judges = [key for key in variant.judges if key in params.enabled_judges()]
     used = list(dict.fromkeys([params.target, *authors, *judges]))
@@ -136,17 +105,17 @@ def card(name: str, mixed: Rows, params: Params, cards: Mapping[str, Card]) -> s
         f"---\n{front}---",
         f"# The training set of variant {name}",
         f"{len(mixed)} conversations, {sum(row['tokens'] or 0 for row in mixed)} tokens as {params.target} counts "
-        f"them: domain rows ({params.domain.source}) and rehearsal rows, made by anamnesis with seed {params.seed}. "
+        f"them: domain rows ({domain}) and rehearsal rows, made by anamnesis with seed {params.seed}. "
         f"{rehearsal[0].upper()}{rehearsal[1:]}. Size: {mix.total} {mix.unit}, "
-        f"{sum(mix.fractions().values()):g} of it domain where there is rehearsal.",
+        f"{sum(fractions.values()):g} of it domain where there is rehearsal.",
         "Recalled instructions are samples from a model: likely under what it was trained on, not shown to have been "
         "in it. Responses were written by models and can be wrong.",
         "## Rows by source",
-        _table(("source", "written by", "licence", "rows", "tokens"), _sources(mixed)),
+        table(("source", "written by", "licence", "rows", "tokens"), sources(mixed)),
         "## Models",
-        _table(("model", "role", "source", "revision or sha256", "licence"), _models(used, params, cards)),
+        table(("model", "role", "source", "revision or sha256", "licence"), _models(used, params, cards)),
         "## Licences",
-        "\n".join(f"- {licence}: {count} rows" for licence, count in _counted(mixed)),
+        licence_list(mixed),
         "A row's licence is in its field `licence`: that of its source, or those of all who wrote a turn of it. "
         "What the terms of a model say about training others on its output is for you to check.",
         "## Parameters",
@@ -156,18 +125,6 @@ def card(name: str, mixed: Rows, params: Params, cards: Mapping[str, Card]) -> s
     return "\n\n".join(blocks) + "\n"
 
 
-def _sources(mixed: Rows) -> list[tuple[str, ...]]:
-    groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
-    for row in mixed:
-        groups[row["source"], row["member"] or "–", row["licence"] or "unknown"].append(row["tokens"] or 0)
-    return [(*key, str(len(groups[key])), str(sum(groups[key]))) for key in sorted(groups)]
-
-
-def _counted(mixed: Rows) -> list[tuple[str, int]]:
-    counted = Counter(row["licence"] or "unknown" for row in mixed)
-    return sorted(counted.items(), key=lambda item: (-item[1], item[0]))
-
-
 def _models(used: Iterable[str], params: Params, cards: Mapping[str, Card]) -> list[tuple[str, ...]]:
     lines: list[tuple[str, ...]] = []
     for key in used:
@@ -175,7 +132,7 @@ def _models(used: Iterable[str], params: Params, cards: Mapping[str, Card]) -> l
         roles = [("target", key == params.target), ("member", key in params.members())]
         roles += [("judge", key in params.enabled_judges())]
         where = [model.uri] if isinstance(model.uri, str) else list(model.uri or [])
-        where = where or [f"{model.model} at {_plain_address(url)}" for url in model.base_urls]
+        where = where or [f"{model.model} at {plain_address(url)}" for url in model.base_urls]
         known = cards.get(key)
         lines.append(
             (
@@ -191,13 +148,7 @@ def _models(used: Iterable[str], params: Params, cards: Mapping[str, Card]) -> l
 
 def _excerpt(name: str, params: Params) -> str:
     raw = yaml.safe_load(attached(params))
-    shown = {"seed": raw["seed"], "target": raw["target"], "domain": raw["domain"], "variants": {}, "mix": raw["mix"]}
-    shown["variants"] = {name: raw["variants"][name]}
+    section = params.key_of(name).partition(".")[0]
+    shown = {"seed": raw["seed"], "target": raw["target"], "domain": raw["domain"]}
+    shown |= {section: {name: raw[section][name]}, "mix": raw["mix"]}
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
-
-
-def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join(
-        "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows
-    )

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from anamnesis import drawing, records
+from anamnesis.cards import sha256_of
 from anamnesis.drawing import COLUMNS, Draw, Place, instruction_of, order_of, reasons_of, row_id, row_of
 from anamnesis.errors import MODEL_UNAVAILABLE, UserError, hub_errors
 from anamnesis.params import Params
 from anamnesis.progress import LINE_SECONDS, say
 from anamnesis.public_sets import PUBLIC_SETS
 from anamnesis.records import digest
-from anamnesis.sources import COMMIT, cache_dir, sha256_of
+from anamnesis.sources import COMMIT, cache_dir
 from anamnesis.template import TEMPLATE_PIECES
 from anamnesis.variants import HUB_DATA, Rehearsal, Source
 
@@ -197,7 +198,7 @@ def borrowers_of(params: Params) -> dict[str, dict[str, Any]]:
     """By source, who answers and judges its instructions, with how many samples: all that a variant wants."""
     found = {}
     for source in params.rehearsal_sources():
-        variants = [variant for variant in params.variants.values() if variant.borrowed == source]
+        variants = [variant for variant in params.tuned_variants().values() if variant.borrowed == source]
         if variants:
             found[source] = {
                 "members": list(dict.fromkeys(name for one in variants for name in one.members)),
@@ -222,7 +223,7 @@ def borrowed_of(params: Params, drawn: Mapping[str, Sequence[Mapping[str, Any]]]
 
 def wanted_of(params: Params, source: str) -> int:
     """How many good rows of a source the variants need, at most."""
-    variants = params.variants.values()
+    variants = params.tuned_variants().values()
     rows = params.rehearsal.rows if any(one.source == source for one in variants) else 0
     asked = params.rehearsal.instructions if any(one.borrowed == source for one in variants) else 0
     return max(rows, asked)

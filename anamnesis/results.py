@@ -71,6 +71,7 @@ class Results:
     rows: list[Row]
     reference: str | None  # the variant trained on the domain only
     against_reference: list[Row]  # its `base` is the reference
+    against_init: dict[str, list[Row]] = field(default_factory=dict)  # by init, what was continued from it
     models: dict[str, Model] = field(default_factory=dict)  # base first, in the order of params.yaml
     scores: dict[Family, dict[str, Scores]] = field(default_factory=dict)  # by model; a unit not measured has no key
     changes: list[Changes] = field(default_factory=list)  # right-or-wrong measures, models within
@@ -125,6 +126,8 @@ def results(
 ) -> Results:
     """Compare every variant with `base`, and every other variant with `reference`, a variant without rehearsal.
 
+    Those that start from another one's weights are compared with that one as well.
+
     `samples` holds rows of `records.SAMPLES` by model, `base` among them, `reseeded` those of further training seeds by
     model and seed; `models` says what each is, base first; `paper_size` whether the paper's numbers may stand beside
     ours. A measure that nobody answered has no row.
@@ -136,6 +139,7 @@ def results(
     measured = pair(samples, runs, resamples, seed)
     known = models or [Model(name, "base" if name == "base" else "variant", name) for name in samples]
     against = reference if others else None
+    inits = {model.name: model.init for model in known if model.init}
     scored = scores(measured, variants, against, seed)
     cells = _cells(measured, variants)
     base = {one.measure: one.base_mean for one in measured}
@@ -144,6 +148,10 @@ def results(
         rows=_rows(measured, cells, resamples),
         reference=against,
         against_reference=_against(measured, against, others) if against else [],
+        against_init={
+            init: _against(measured, init, [name for name in inits if inits[name] == init])
+            for init in dict.fromkeys(inits.values())
+        },
         models={model.name: model for model in known},
         scores=scored,
         changes=changes(measured, variants, samples),

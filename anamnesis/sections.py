@@ -5,7 +5,7 @@ A mistake is a `pydantic.ValidationError`; params.py makes one line of it.
 
 import re
 import unicodedata
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -285,7 +285,8 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _splits(self) -> "Train":
-        for field, values in (("seeds", self.seeds), ("seeded", self.seeded)):
+        named: dict[str, list[Any]] = {"seeds": self.seeds, "seeded": self.seeded, "trackers": self.trackers}
+        for field, values in named.items():
             if len(set(values)) < len(values):
                 raise ValueError(f"`{field}` names one twice: {', '.join(map(str, values))}")
         if bool(self.seeds) != bool(self.seeded):

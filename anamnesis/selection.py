@@ -36,7 +36,7 @@ class Rule:
 
 def rule_of(params: Params, variant: str) -> Rule:
     """A variant's rule: its enabled members and judges, and its own thresholds or else those of section `select`."""
-    chosen = params.variants[variant]
+    chosen = params.tuned_variants()[variant]
     return Rule(
         chosen.rule,
         [member for member in chosen.members if member in params.members()],

@@ -15,8 +15,8 @@ def share(count: int, fraction: float) -> int:
 def needs(total: int, fractions: Mapping[str, float], rehearses: bool) -> dict[str, int]:
     """How much of `total` each part is: the domains in the order of `fractions`, and rehearsal where there is any.
 
-    A variant without rehearsal is all domain, its domains in the proportion of their fractions. Rounded half up on the
-    running sum, so that the parts add up exactly.
+    A variant without rehearsal is all domain, its domains in the proportion of their fractions; the first one alone
+    where these are 0. Rounded half up on the running sum, so that the parts add up exactly.
     """
     found, before, running = {}, 0, 0.0
     whole = 1.0 if rehearses else sum(fractions.values()) or 1.0
@@ -26,4 +26,4 @@ def needs(total: int, fractions: Mapping[str, float], rehearses: bool) -> dict[s
         found[part], before = upto - before, upto
     if rehearses:
         return {**found, REHEARSAL: total - before}
-    return found if before else {**found, DOMAIN: total}
+    return found if before else {**found, next(iter(found)): total}

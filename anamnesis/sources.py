@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from anamnesis import convert
-from anamnesis.cards import CARD, Card
+from anamnesis.cards import CARD, Card, hash_of_files, sha256_of, weights_identity
 from anamnesis.errors import MODEL_UNAVAILABLE, UserError, hub_errors
 from anamnesis.sections import FOLDER_URI, HUB_URI, PYPI_URI, Model
 
@@ -88,18 +88,6 @@ def cache_dir() -> Path:
     if own := os.environ.get("ANAMNESIS_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anamnesis"
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _hash_of_files(paths: Iterable[Path]) -> str:
-    """One sha256 over (file name, sha256) of files, whatever their order and folder."""
-    lines = sorted(f"{path.name} {sha256_of(path)}\n" for path in paths)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def download_wheels(requirements: list[str], folder: Path) -> None:
@@ -230,24 +218,6 @@ def fetch_hub(name: str, source: HubRepo, *, code: bool = False) -> Path:
         ) from None
 
 
-def _template_text(folder: Path) -> str:
-    """The chat template, wherever the directory keeps it; empty where it has none."""
-    apart = folder / "chat_template.jinja"
-    if apart.exists():
-        return apart.read_text(encoding="utf-8")
-    config = folder / "tokenizer_config.json"
-    return (
-        json.dumps(json.loads(config.read_text(encoding="utf-8")).get("chat_template") or "") if config.exists() else ""
-    )
-
-
-def weights_identity(folder: Path) -> str:
-    """`sha256:…` over safetensors, tokenizer.json and chat template: equal for equal models, whatever their URI."""
-    tokenizer = folder / "tokenizer.json"
-    whole = _hash_of_files([*folder.glob("*.safetensors"), *([tokenizer] if tokenizer.exists() else [])])
-    return "sha256:" + hashlib.sha256(f"{whole}\n{_template_text(folder)}".encode()).hexdigest()
-
-
 def _bring_weights(name: str, model: Model, target: Path) -> str:
     """Fill `target` from the model's URI; returns the sha256 that pins it (of the file, or of all safetensors)."""
     uris = model.uri if isinstance(model.uri, list) else [str(model.uri)]
@@ -273,7 +243,7 @@ def _bring_weights(name: str, model: Model, target: Path) -> str:
         assert isinstance(source, Folder)
         folder = source.path
     adopt(name, folder, target, code=model.trust_remote_code)
-    found = _hash_of_files(target.glob("*.safetensors"))
+    found = hash_of_files(target.glob("*.safetensors"))
     _require_hash(name, str(folder), found, model.sha256)
     return found
 

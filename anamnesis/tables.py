@@ -26,6 +26,7 @@ class Model:
     variant: str | None = None  # of an interpolation: the variant between which and base it lies
     alpha: float | None = None  # 0 is base, 1 the variant
     members: tuple[str, ...] = ()  # of the committee that wrote its rehearsal rows
+    init: str | None = None  # of a continued variant: the one whose weights it starts from; None: base's
     seeds: tuple[int, ...] = ()  # training seeds that were measured, the main one first; empty for base
 
 
@@ -90,9 +91,10 @@ def tables(
     """
     four = next((one.paper.measures for one in scored.get("accuracy", {}).values() if one.paper), ())
     columns = _columns(list(base), four, scored, next(iter(cells.values()), {}))
-    ours = our_own(models)
-    sources = [m for m in models if m.rehearsal not in (None, "none", "reconstructed")]
-    plain = [m for m in models if m.rehearsal == "none" and m.tuning in ("", "full")]
+    ours = our_own([model for model in models if model.init is None])
+    from_base = [m for m in models if m.init is None]  # the paper has no other
+    sources = [m for m in from_base if m.rehearsal not in (None, "none", "reconstructed")]
+    plain = [m for m in from_base if m.rehearsal == "none" and m.tuning in ("", "full")]
     shown = {m.name for m in [*sources, *plain]}
     ablations = [m for m in models if m.kind != "base" and m.name not in shown]
     first = _ordered([*plain, *sources, *([ours] if ours else [])], TABLE_1, paper_size, ours_last=True)

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
-from anamnesis import chat, export, packing, records, trainset, tuning
+from anamnesis import cards, chat, export, memory, packing, records, trainset, tuning
 from anamnesis.checkpoints import Checkpoints, Preemption, room_for
 from anamnesis.errors import PREEMPTED, QUALITY, UserError
 from anamnesis.hardware import multiplies_bf16
@@ -28,6 +28,7 @@ from anamnesis.progress import Progress, say
 from anamnesis.ranks import Ranks, process_group
 from anamnesis.records import seed_of
 from anamnesis.sections import Train
+from anamnesis.trackers import Trackers
 from anamnesis.variants import FULL, KL, Lora, Method
 
 AUDITS = Path("logs")
@@ -59,6 +60,7 @@ class Run:
     curve: Path  # the CSV
     checkpoints: Path
     tuning: Method = FULL
+    base: cards.Card | None = None  # for the model card; None: what model_dir says of itself
 
 
 def engine_config(run: Run, world: int, universal: bool = False) -> dict[str, Any]:
@@ -383,6 +385,7 @@ def train(run: Run) -> None:
                 f"train.global_batch ({settings.global_batch}) is not a multiple of train.micro_batch x processes "
                 f"({settings.micro_batch} x {ranks.world})"
             )
+        memory.check(run, ranks)
         tokenizer = chat.tokenizer_of(run.model_dir, run.trust_remote_code)
         examples, audit = trainset.encode_rows(tokenizer, run.rows, settings.sequence_length)
         sequences = trainset.sequences_of(examples, settings)
@@ -409,13 +412,17 @@ def train(run: Run) -> None:
         curve = Curve(run.curve, checkpoints.resume(engine), ranks.rank)
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         bar = Progress(f"train {run.variant}", len(batches), "steps")
-        with bar if ranks.rank == 0 else contextlib.nullcontext(), Preemption() as preemption:
+        about = {"variant": run.variant, "seed": run.seed, "base": run.identity, "tuning": run.tuning.model_dump()}
+        about |= {"rows": len(run.rows), "steps": len(batches), "train": settings.model_dump(exclude=ELSEWHERE)}
+        live = Trackers(settings.trackers if ranks.rank == 0 else [], run.curve.stem, key, about, curve.rows)
+        with bar if ranks.rank == 0 else contextlib.nullcontext(), live, Preemption() as preemption:
             bar.done = len(curve.rows)
             for step in range(len(curve.rows), len(batches)):
                 batch = [[examples[index] for index in sequences[sequence]] for sequence in batches[step]]
                 row = optimiser_step(engine, run, ranks, batch, step, len(batches), pad_id, reference)
                 with room_for(str(run.curve)):
                     curve.add(row)
+                live.log(row)
                 if ranks.rank == 0:
                     bar.advance(1, f"loss {row['loss']:.4f}, {row['tokens_per_s']:.0f} tokens/s")
                 if checkpoints.any_of(checkpoints.due() or preemption.asked) and step + 1 < len(batches):
@@ -429,8 +436,11 @@ def train(run: Run) -> None:
                 weights = tuning.merged(weights, run.tuning)
                 tuning.remove_adapters(engine.module)
             report = summary(run, audit, curve.rows)
+            base = run.base or cards.load_card(run.model_dir)
             with room_for(str(run.tuned_dir)):
-                measured = export.write(engine.module, weights, tokenizer, run.model_dir, run.tuned_dir, report)
+                measured = export.write(
+                    engine.module, weights, tokenizer, run.model_dir, run.tuned_dir, report, base, run.rows
+                )
             say(f"train: {run.tuned_dir}: max|w - w0| {measured['max_abs_change']:.3g}")
         checkpoints.clear()
 

@@ -163,6 +163,13 @@ class Variant(Section):
         return {field: getattr(select, field) if value is None else value for field, value in own.items()}
 
 
+class Continued(Variant):
+    """A variant that starts from another one's weights: the next of a chain of domains."""
+
+    init: str  # a variant, or another continued one
+    domain: str | None = None  # a key of mix.domains, whose rows take the main domain's place; None: that one again
+
+
 class Clean(Section):
     """What is taken out of the rows before the mix; overlap with evaluation items always is."""
 
@@ -214,7 +221,10 @@ class Mix(Section):
             )
         return self
 
-    def fractions(self) -> dict[str, float]:
-        """The share of each domain in a training set with rehearsal, by the source its rows are mixed under."""
-        others = {f"{DOMAIN}:{name}": domain.fraction for name, domain in self.domains.items()}
-        return {DOMAIN: self.domain_fraction, **others}
+    def fractions(self, instead: str | None = None) -> dict[str, float]:
+        """The share of each domain in a training set with rehearsal, by the source its rows are mixed under.
+
+        `instead`: the domain whose rows take the main domain's place and share, in the place of a share of their own.
+        """
+        others = {f"{DOMAIN}:{name}": domain.fraction for name, domain in self.domains.items() if name != instead}
+        return {DOMAIN if instead is None else f"{DOMAIN}:{instead}": self.domain_fraction, **others}

@@ -81,7 +81,7 @@ def _pool(params: Params, source: str | None) -> pa.Table:
 def case_of(params: Params, variant: str, wanted: str) -> Case:
     """Run the selection for one instruction. Raises `UserError` where the id or a file is not there."""
     rule = selection.rule_of(params, variant)
-    pool = _pool(params, params.variants[variant].borrowed)
+    pool = _pool(params, params.tuned_variants()[variant].borrowed)
     key = row_of(pool.to_pylist(), wanted)["instruction_id"]
     responses = _rows("data/responses", rule.members, records.RESPONSES, "instruction_id", [key])
     ids = responses["response_id"].to_pylist()
@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="whole texts, not their first 60 characters")
     told = parser.parse_args()
     params = settings.load()
-    names = [name for name, variant in params.variants.items() if variant.rehearsal == "reconstructed"]
+    names = [name for name, variant in params.tuned_variants().items() if variant.rehearsal == "reconstructed"]
     if told.variant not in names:
         raise UserError(f"variant {told.variant!r} picks no responses; those that do: {', '.join(names) or 'none'}")
     case = case_of(params, told.variant, told.instruction_id)

@@ -94,7 +94,7 @@ def main() -> None:
         row["instruction_id"]: row["licence"] for row in records.read("data/borrowed.parquet", records.BORROWED)
     }
     Path("data/cleaned").mkdir(parents=True, exist_ok=True)  # also where no variant rehearses
-    for name, variant in params.variants.items():
+    for name, variant in params.tuned_variants().items():
         if variant.rehearsal == "none":
             continue
         checks = [cleaning.overlap_check(overlap, ours=ours), *of_text]

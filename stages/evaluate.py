@@ -11,7 +11,7 @@ import sys
 
 from anamnesis import evaluation, measuring, records
 from anamnesis import params as settings
-from anamnesis.errors import UserError, run
+from anamnesis.errors import run
 from anamnesis.params import Params
 
 
@@ -20,22 +20,16 @@ def chosen(params: Params, arguments: list[str]) -> tuple[str, str, str, str]:
 
     Raises `UserError` for what params don't have.
     """
-    match arguments:
-        case [name] if name in params.evaluated():
-            weights = f"models/tuned/{name}"
-            if name == "base":
-                weights = f"models/pretrained/{params.target}"
-            elif name in params.interpolations:
-                weights = f"models/interpolated/{name}"
-            return name, weights, f"data/samples/{name}.parquet", f"metrics/eval/{name}.json"
-        case [variant, seed] if (variant, seed) in [(name, str(number)) for name, number in params.reseeded()]:
-            weights, samples = f"models/reseeded/{variant}-{seed}", f"data/reseeded/{variant}-{seed}.parquet"
-            return f"{variant}-{seed}", weights, samples, f"metrics/reseeded/{variant}-{seed}.json"
-    further = ", ".join(f"{name} {seed}" for name, seed in params.reseeded())
-    raise UserError(
-        f"usage: python -m stages.evaluate <name> [seed]; names: {', '.join(params.evaluated())}"
-        + (f"; with further seeds: {further}" if further else "")
-    )
+    name, seed = params.named("stages.evaluate", arguments, params.evaluated())
+    if seed is not None:
+        weights, samples = f"models/reseeded/{name}-{seed}", f"data/reseeded/{name}-{seed}.parquet"
+        return f"{name}-{seed}", weights, samples, f"metrics/reseeded/{name}-{seed}.json"
+    weights = f"models/tuned/{name}"
+    if name == "base":
+        weights = f"models/pretrained/{params.target}"
+    elif name in params.interpolations:
+        weights = f"models/interpolated/{name}"
+    return name, weights, f"data/samples/{name}.parquet", f"metrics/eval/{name}.json"
 
 
 def main() -> None:

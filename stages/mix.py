@@ -26,11 +26,12 @@ def _sizes(table: pa.Table, rehearsal: bool) -> dict[str, int]:
 
 
 def knobs(params: Params) -> dict[str, tuple[str, int]]:
-    """What to raise for the variants with a rehearsal source whose pool is too small."""
+    """What to raise for the variants with a rehearsal source whose pool is too small, by the variant's key."""
     rehearsal = params.rehearsal
     rows, instructions = ("rehearsal.rows", rehearsal.rows), ("rehearsal.instructions", rehearsal.instructions)
-    sources = {name: variant for name, variant in params.variants.items() if variant.source or variant.borrowed}
-    return {name: rows if variant.source else instructions for name, variant in sources.items()}
+    tuned = params.tuned_variants().items()
+    sources = {params.key_of(name): variant for name, variant in tuned if variant.source or variant.borrowed}
+    return {key: rows if variant.source else instructions for key, variant in sources.items()}
 
 
 def main() -> None:
@@ -38,16 +39,16 @@ def main() -> None:
     mix = params.mix
     domain = records.read_table("data/domain/cleaned.parquet", records.CLEANED)
     cleaned: dict[str, pa.Table | None] = {}
-    for name, variant in params.variants.items():
+    for name, variant in params.tuned_variants().items():
         path = f"data/cleaned/{name}.parquet"
         cleaned[name] = None if variant.rehearsal == "none" else records.read_table(path, records.CLEANED)
 
-    rehearsals = {f"variants.{name}": table for name, table in cleaned.items() if table is not None}
+    rehearsals = {params.key_of(name): table for name, table in cleaned.items() if table is not None}
     mixing.check_licences({"the domain": domain, **rehearsals}, mix.licences.forbid)
-    fractions = mix.fractions()
+    fractions = {params.key_of(name): params.fractions_of(name) for name in cleaned}
     if mix.unit == "examples":
         pools = {
-            name: _sizes(domain, False) | ({} if table is None else _sizes(table, True))
+            params.key_of(name): _sizes(domain, False) | ({} if table is None else _sizes(table, True))
             for name, table in cleaned.items()
         }
         mixing.check_pools(mix.total, fractions, pools, params.probe.instructions, params.domain.train, knobs(params))
@@ -66,7 +67,7 @@ def main() -> None:
             domain,
             table,
             total=mix.total,
-            fractions=fractions,
+            fractions=params.fractions_of(name),
             seed=params.seed,
             count_tokens=count_tokens,
             unit=mix.unit,

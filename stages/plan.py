@@ -1,4 +1,6 @@
-"""Plan: what the model calls of a run will take, before it is made. Asks nothing but a pilot, if one is wanted.
+"""Plan: what the model calls of a run will take, and its training in memory, before it is made.
+
+Asks nothing but a pilot, if one is wanted.
 
 In: params.yaml, models/pretrained (`dvc repro models`), data/borrowed.parquet where a variant borrows instructions
 (`dvc repro rehearse`), the ledger. Out: a table; no stage of DVC.
@@ -20,7 +22,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from anamnesis import controls, foresight, judging, planning, probing, records, rehearsal
+from anamnesis import controls, foresight, judging, memory, planning, probing, records, rehearsal
 from anamnesis import params as settings
 from anamnesis.cards import load_card
 from anamnesis.conversing import is_open
@@ -177,14 +179,18 @@ def main() -> None:
         planner = Planner(params, ledger, told.pilot)
         planner.run()
         before = spent(ledger, params.prices, identities(params))
+    target = Path("models/pretrained") / params.target
+    tunings = {name: variant.tuning for name, variant in params.tuned_variants().items()}
+    training = memory.plan(target, tunings, params.train, load_card(target).trust_remote_code)
     verdicts = planning.verdicts(params.budget, before, total(planner.lines))
     if told.json:
         lines = [asdict(line) for line in [*planner.lines, total(planner.lines)]]
-        print(json.dumps({"lines": lines, "budget": verdicts}))
+        print(json.dumps({"lines": lines, "budget": verdicts, "memory": training}))
         return
     show(planner.lines)
     print("Ranges are 95 % intervals of a mean over answered calls, or bounds where fewer than five are in the ledger.")
     print(*verdicts, sep="\n")
+    memory.show_plan(training)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def read(params: Params) -> accounts.Account:
     }
     selected = {
         variant: records.read(f"data/selected/{variant}.parquet", records.SELECTED)
-        for variant, setting in params.variants.items()
+        for variant, setting in params.tuned_variants().items()
         if setting.rehearsal == "reconstructed"
     }
     return accounts.account(
@@ -38,18 +38,18 @@ def read(params: Params) -> accounts.Account:
         selected=selected,
         cleaned={
             name: records.read(f"data/cleaned/{name}.parquet", records.CLEANED)
-            for name, variant in params.variants.items()
+            for name, variant in params.tuned_variants().items()
             if variant.rehearsal != "none"
         },
         domain=records.read("data/domain/cleaned.parquet", records.CLEANED),
-        mixed={name: records.read(f"data/mixed/{name}.parquet", records.MIXED) for name in params.variants},
+        mixed={name: records.read(f"data/mixed/{name}.parquet", records.MIXED) for name in params.tuned_variants()},
         samples={name: records.read(f"data/samples/{name}.parquet", records.SAMPLES) for name in params.evaluated()},
         reseeded={
             (variant, seed): records.read(f"data/reseeded/{variant}-{seed}.parquet", records.SAMPLES)
             for variant, seed in params.reseeded()
         },
         agreement=records.read("data/agreement.parquet", records.AGREEMENT),
-        curves={name: read_curve(f"metrics/train/{name}.csv") for name in params.variants},
+        curves={name: read_curve(f"metrics/train/{name}.csv") for name in params.tuned_variants()},
         likeness=read_likeness("metrics/distribution.json"),
         types={
             row["instruction_id"]: row["type"]

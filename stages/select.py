@@ -36,7 +36,7 @@ def select(params: Params, threads: int = 0) -> dict[str, int]:
     metrics: dict[str, int] = {"instructions": pool.num_rows, "heldout": heldout.num_rows}
     candidates, best = sql.statement("stages/sql/candidates.sql"), sql.statement("stages/sql/select.sql")
     Path("data/selected").mkdir(parents=True, exist_ok=True)  # also where no variant rehearses
-    for name, variant in params.variants.items():
+    for name, variant in params.tuned_variants().items():
         if variant.rehearsal != "reconstructed":
             continue
         rule = selection.rule_of(params, name)

@@ -415,7 +415,7 @@ def write_run(root: Path, raw: dict[str, Any], measures: list[str] | None = None
     records.write(data / "domain/cleaned.parquet", domain_rows(40), records.CLEANED, ["row_id"])
     (data / "reseeded").mkdir(parents=True, exist_ok=True)
     effects = {}
-    for i, (name, variant) in enumerate(raw["variants"].items()):
+    for i, (name, variant) in enumerate((raw["variants"] | raw.get("continued", {})).items()):
         rehearses = variant["rehearsal"] == "reconstructed"
         picks = selected_rows(variant, probed, answers, votes) if rehearses else None
         if picks is not None:

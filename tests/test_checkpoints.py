@@ -187,9 +187,7 @@ def test_another_number_of_processes_goes_on(zero: int, precision: str, training
 @pytest.mark.slow
 def test_what_can_not_be_divided_anew_is_refused_in_one_line(training_project: Callable[..., Path]) -> None:
     """L2-SP's start is in the optimiser's state, which DeepSpeed's universal checkpoints don't take along."""
-    folder = training_project(
-        {"method": "l2-sp"}, global_batch=2, epochs=3, checkpoint_minutes=0, zero=2, processes=2
-    )
+    folder = training_project({"method": "l2-sp"}, global_batch=2, epochs=3, checkpoint_minutes=0, zero=2, processes=2)
     signalled(folder, 3, signal.SIGKILL)
     change(folder, processes=1)
     err = finished(folder, code=2)

@@ -42,7 +42,8 @@ SHORT = {"samples": 2, "temperature": 1.0, "top_p": 0.9, "max_tokens": 96, "syst
 EVERYTHING = {
     "models@smollm2", "models@twin", "domain", "probe", "converse", "rehearse", "distribution", "respond@smollm2",
     "respond@twin", "judge@smollm2", "judge@twin", "select", "agree", "suite", "clean", "mix", "train@domain-only",
-    "train@committee", "evaluate-base", "evaluate@domain-only", "evaluate@committee", "report",
+    "train@committee", "train-continued@second", "evaluate-base", "evaluate@domain-only", "evaluate@committee",
+    "evaluate-continued@second", "report",
 }  # fmt: skip
 AFTER_A_MEMBER = {
     "converse", "respond@twin", "judge@smollm2", "judge@twin", "select", "agree", "clean", "mix", "train@committee",
@@ -129,7 +130,7 @@ class Checkout:
 
 
 def _smallest(params: dict[str, Any], model: Path) -> None:
-    """Two members and judges on one set of weights, two variants, a handful of everything."""
+    """Two members and judges on one set of weights, two variants and one more after them, a handful of everything."""
     for section, values in SECTIONS_AT_ONCE.items():
         params[section].update(values)
     params["models"] = {name: {"uri": f"path:{model}", "licence": "Apache-2.0"} for name in ("smollm2", "twin")}
@@ -139,6 +140,7 @@ def _smallest(params: dict[str, Any], model: Path) -> None:
         "domain-only": {"rehearsal": "none"},
         "committee": {"rehearsal": "reconstructed", "members": ["smollm2", "twin"], "judges": ["smollm2", "twin"]},
     }
+    params["continued"] = {"second": {"init": "domain-only", "rehearsal": "none"}}
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +165,7 @@ def test_everything_runs_once_and_the_reports_agree(checkout: Checkout) -> None:
         rows = records.read(checkout.folder / f"data/mixed/{variant}.parquet", records.MIXED)
         assert len(rows) == 6
         assert sum(row["source"] == "domain" for row in rows) == (6 if variant == "domain-only" else 2)
+    assert summary["second.domain_text.against.domain-only.diff"] != 0  # one more epoch of the same rows
     votes = records.read(checkout.folder / "data/judgments/twin.parquet", records.JUDGMENTS)
     assert {row["parse"] for row in votes} <= {"constrained", "reask", "missing"}
     assert sum(row["parse"] == "constrained" for row in votes) >= 0.8 * len(votes) > 0  # the real server obeys

@@ -55,12 +55,12 @@ def locked(params: dict[str, Any]) -> dict[str, Any]:
     }
     clean = {
         "deps": [{"path": "data/responses", "md5": "r"}, {"path": "anamnesis/cleaning.py", "md5": "c"}],
-        "params": {"params.yaml": {key: params[key] for key in ("seed", "models", "clean", "variants")}},
+        "params": {"params.yaml": {key: params[key] for key in ("seed", "models", "clean", "variants", "continued")}},
         "outs": [{"path": "data/cleaned", "md5": "d.dir"}, {"path": "data/domain/cleaned.parquet", "md5": "e"}],
     }
     mix = {
         "deps": [{"path": "data/cleaned", "md5": "d.dir"}, {"path": "data/domain/cleaned.parquet", "md5": "e"}],
-        "params": {"params.yaml": {key: params[key] for key in ("seed", "models", "variants", "mix")}},
+        "params": {"params.yaml": {key: params[key] for key in ("seed", "models", "variants", "continued", "mix")}},
         "outs": [{"path": "data/mixed", "md5": "m.dir"}],
     }
     train = {"deps": [{"path": "data/mixed/committee.parquet"}], "params": {"params.yaml": {"train": params["train"]}}}
@@ -207,6 +207,7 @@ def test_params_that_changed_since_the_mix_are_one_line_without_their_values(exp
         ("committee.smollm2.sampling.temperature", lambda raw: raw["committee"]["smollm2"]["sampling"].update(
             temperature=0.5)),
         ("variants.more", lambda raw: raw["variants"].update(more={"rehearsal": "none"})),
+        ("continued.more", lambda raw: raw["continued"].update(more={"init": "committee", "rehearsal": "none"})),
     ]  # fmt: skip
     for key, change in changes:
         raw = copy.deepcopy(params)

@@ -41,7 +41,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     save(tmp_path / "base", {"model.safetensors": {name: one.bfloat16() for name, one in base.items()}})
     one, two = {"a": torch.tensor([1.001, -2.5])}, {"b": torch.tensor([[4.5]])}
     tuned = save(tmp_path / "tuned", {"model-1.safetensors": one, "model-2.safetensors": two})
-    for name in ("config.json", "tokenizer.json", "training.json", "model.safetensors.index.json"):
+    for name in ("config.json", "tokenizer.json", "training.json", "README.md", "model.safetensors.index.json"):
         (tuned / name).write_text(name, encoding="utf-8")
     return tmp_path / "base", tuned
 
@@ -69,6 +69,7 @@ def test_known_answers(alpha: float, a: list[float], b: float, pair: tuple[Path,
     }
     assert (out / "tokenizer.json").read_text(encoding="utf-8") == "tokenizer.json"
     assert not (out / "training.json").exists()
+    assert not (out / "README.md").exists(), "the card is the variant's"
     assert not (tmp_path / "out.partial").exists()
 
 

@@ -75,9 +75,10 @@ def check_pools(
 ) -> None:
     """The pools of one domain, and of rehearsal rows by variant (None: no rehearsal)."""
     pools = {
-        name: {"domain": domain} | ({} if have is None else {"rehearsal": have}) for name, have in rehearsal.items()
+        f"variants.{name}": {"domain": domain} | ({} if have is None else {"rehearsal": have})
+        for name, have in rehearsal.items()
     }
-    mixing.check_pools(total, {"domain": fraction}, pools, instructions, train)
+    mixing.check_pools(total, {name: {"domain": fraction} for name in pools}, pools, instructions, train)
 
 
 @pytest.mark.parametrize(
@@ -236,9 +237,9 @@ def test_several_domains() -> None:
 
 
 def test_another_domain_that_is_too_small_is_named() -> None:
-    pools = {"committee": {"domain": 50, "domain:old": 3, "rehearsal": 60}}
+    pools = {"variants.committee": {"domain": 50, "domain:old": 3, "rehearsal": 60}}
     with pytest.raises(UserError) as raised:
-        mixing.check_pools(40, TWO, pools, 60, 50)
+        mixing.check_pools(40, {"variants.committee": TWO}, pools, 60, 50)
     assert str(raised.value) == (
         "variants.committee: 4 rows of mix.domains.old are needed (mix.total 40 x 0.1) and 3 are there; "
         "lower mix.total to 38 or add rows"
@@ -248,7 +249,7 @@ def test_another_domain_that_is_too_small_is_named() -> None:
 def test_advice_for_a_variant_with_a_rehearsal_source() -> None:
     pools = {"ultrachat": {"domain": 50, "rehearsal": 10}}
     with pytest.raises(UserError, match=r"raise rehearsal\.rows from 20 to about 40"):
-        mixing.check_pools(25, {"domain": 0.2}, pools, 60, 50, {"ultrachat": ("rehearsal.rows", 20)})
+        mixing.check_pools(25, {"ultrachat": {"domain": 0.2}}, pools, 60, 50, {"ultrachat": ("rehearsal.rows", 20)})
 
 
 @settings(max_examples=60, deadline=None)
@@ -318,10 +319,10 @@ def test_too_few_rows_of_a_source_name_its_own_key(default_params: dict[str, Any
     }
     default_params["rehearsal"] |= {"rows": 12, "instructions": 14, "sources": {"mine": {"source": "path:x.jsonl"}}}
     knobs = mix.knobs(Params.model_validate(default_params))
-    assert knobs == {"wild": ("rehearsal.rows", 12), "asked": ("rehearsal.instructions", 14)}
-    pools = {"wild": {"domain": 40, "rehearsal": 10}}
+    assert knobs == {"variants.wild": ("rehearsal.rows", 12), "variants.asked": ("rehearsal.instructions", 14)}
+    pools = {"variants.wild": {"domain": 40, "rehearsal": 10}}
     with pytest.raises(UserError) as raised:
-        mixing.check_pools(20, {"domain": 0.25}, pools, 500, 40, knobs)
+        mixing.check_pools(20, {"variants.wild": {"domain": 0.25}}, pools, 500, 40, knobs)
     assert str(raised.value) == (
         "variants.wild: 15 rehearsal rows are needed (mix.total 20 x (1 - 0.25)) and 10 are there; "
         "lower mix.total to 14 or raise rehearsal.rows from 12 to about 18"
@@ -334,6 +335,6 @@ def test_no_domain_rows_at_all_is_the_end_of_pure_rehearsal() -> None:
     assert pure["source"].to_pylist() == ["reconstructed"] * 20
     assert mixed(domain_rows(30), None, 20, 0).num_rows == 20
     assert mixed(domain_rows(30), None, 20, 0).equals(mixed(domain_rows(30), None, 20, 0.5))
-    mixing.check_pools(20, {"domain": 0.0}, {"x": {"domain": 0, "rehearsal": 20}}, 30, 30)
+    mixing.check_pools(20, {"x": {"domain": 0.0}}, {"x": {"domain": 0, "rehearsal": 20}}, 30, 30)
     by_tokens = mixed(domain_rows(30), cleaned_rows(60), 100, 0, unit="tokens")
     assert set(by_tokens["source"].to_pylist()) == {"reconstructed"}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from anamnesis import sources
-from anamnesis.cards import load_card
+from anamnesis.cards import load_card, sha256_of, weights_identity
 from anamnesis.convert import gguf_to_safetensors
 from anamnesis.errors import BAD_INPUT, MODEL_UNAVAILABLE, UserError
 from anamnesis.sections import Model
@@ -314,9 +314,9 @@ def test_conversion_twice_gives_equal_bytes(smollm2_dir: Path, default_params: d
     again = tmp_path / "again"
     again.mkdir()
     gguf_to_safetensors(gguf_of(default_params["models"]["smollm2"]), again)
-    assert sources.weights_identity(again) == load_card(smollm2_dir).identity
+    assert weights_identity(again) == load_card(smollm2_dir).identity
     for file in sorted(again.iterdir()):
-        assert sources.sha256_of(file) == sources.sha256_of(smollm2_dir / file.name), file.name
+        assert sha256_of(file) == sha256_of(smollm2_dir / file.name), file.name
 
 
 def llama_order(weight: Any, heads: int) -> Any:

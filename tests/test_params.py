@@ -242,7 +242,8 @@ def test_every_stage_stops_at_once_with_code_2(stage: str, default_params: dict[
 
 def test_presets_have_the_keys_of_params() -> None:
     free = (  # a preset has its own keys below these
-        "models committee judges variants interpolations prices rehearsal.sources report.labels evaluate.domain_sets"
+        "models committee judges variants continued interpolations prices rehearsal.sources report.labels "
+        "evaluate.domain_sets"
     ).split()
 
     def keys(node: Any, path: str) -> set[str]:

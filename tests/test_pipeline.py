@@ -74,10 +74,11 @@ def test_code_dependencies_are_the_imports(stage: str) -> None:
     assert declared - folders == needed - covered, f"python -m tests.test_pipeline prints the list for {stage}"
 
 
-EVALUATES = ["evaluate-base", "evaluate", "evaluate-seed", "evaluate-interpolation"]
+EVALUATES = ["evaluate-base", "evaluate", "evaluate-seed", "evaluate-continued", "evaluate-interpolation"]
+TRAINS = ["train", "train-continued", "train-seed"]
 FOLDERS = {
     "clean": {"anamnesis/shipped"},
-    **{stage: {"conf/deepspeed"} for stage in ("train", "train-seed")},
+    **{stage: {"conf/deepspeed"} for stage in TRAINS},
     **{stage: {"anamnesis/shipped", "anamnesis/tasks"} for stage in EVALUATES},
     "report": {"anamnesis/templates"},
 }
@@ -94,8 +95,12 @@ METHODS = {
     "enabled_judges": {"judges", "models"},
     "requests": set(),
     "load": set(),
-    "rehearsal_sources": {"variants"},
-    "evaluated": {"variants", "interpolations"},
+    "rehearsal_sources": {"variants", "continued"},
+    "tuned_variants": {"variants", "continued"},
+    "key_of": {"continued"},
+    "fractions_of": {"mix", "continued"},
+    "named": {"train"},
+    "evaluated": {"variants", "continued", "interpolations"},
     "reseeded": {"train"},
 }
 IN_DATA = {  # what a stage reads of these sections is in the files it depends on
@@ -106,9 +111,9 @@ IN_DATA = {  # what a stage reads of these sections is in the files it depends o
     "select": {"models"},
     "agree": {"committee", "models"},
     "mix": {"domain", "probe"},  # for the advice in an error only
-    "train": {"models"},
-    "train-seed": {"models", "seed"},  # the stage's own seed is in its command
-    **{stage: {"models", "variants", "interpolations", "train"} for stage in EVALUATES},  # names: in the command
+    **{stage: {"models", "variants", "continued"} for stage in TRAINS},  # its own entry alone is declared
+    "train-seed": {"models", "continued", "seed"},  # the stage's own seed is in its command
+    **{stage: {"models", "variants", "continued", "interpolations", "train"} for stage in EVALUATES},  # in the command
     "models": {"models"},
     "distribution": {"models"},
 }
@@ -142,9 +147,22 @@ def test_rules_that_dvc_imposes(stage: str) -> None:
 def test_a_further_seed_reruns_no_training() -> None:
     """Stage train depends on the keys of its section one by one, but those that say which runs there are."""
     keys = {f"train.{key}" for key in Train.model_fields} - {"train.seeds", "train.seeded"}
-    for stage in ("train", "train-seed"):
+    for stage in TRAINS:
         assert {key for key in STAGES[stage]["params"] if key.startswith("train")} == keys
     assert set(STAGES["train"]["params"]) - set(STAGES["train-seed"]["params"]) == {"seed"}
+
+
+def test_a_variant_reruns_its_own_training_alone() -> None:
+    """Whatever reads all variants reads the continued ones as well; training reads one entry and its init."""
+    for stage, entry in STAGES.items():
+        assert ("variants" in entry["params"]) == ("continued" in entry["params"]), stage
+    own = {stage: [key for key in STAGES[stage]["params"] if "${" in key] for stage in TRAINS}
+    assert own == {
+        "train": ["variants.${item.variant}"],
+        "train-continued": ["continued.${key}"],
+        "train-seed": ["variants.${item.variant}"],
+    }
+    assert "models/tuned/${item.init}" in STAGES["train-continued"]["deps"]
 
 
 def test_labels_rerun_the_report_alone() -> None:
@@ -153,7 +171,7 @@ def test_labels_rerun_the_report_alone() -> None:
 
 
 def test_stages_of_one_script_depend_on_the_same_code() -> None:
-    for stages in (EVALUATES, ["train", "train-seed"]):
+    for stages in (EVALUATES, TRAINS):
         assert len({tuple(sorted(filter(_is_code, STAGES[stage]["deps"]))) for stage in stages}) == 1
 
 

@@ -39,10 +39,11 @@ def lock(extra: str) -> dict[str, Requirement]:
 
 
 def declared(extra: str) -> list[Requirement]:
-    """What pyproject.toml asks for: the core, the extra and dev."""
+    """What pyproject.toml asks for: the core, the extra, dev, and the trackers, which tests use."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"]
-    return [Requirement(text) for text in [*project["dependencies"], *optional[extra], *optional["dev"]]]
+    chosen = [*optional[extra], *optional["dev"], *optional["tracking"]]
+    return [Requirement(text) for text in [*project["dependencies"], *chosen]]
 
 
 @pytest.mark.parametrize("extra", EXTRAS)

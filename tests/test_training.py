@@ -415,4 +415,4 @@ def test_unknown_variant(project: Callable[..., Path], default_params: dict[str,
     command = [sys.executable, "-m", "stages.train", "nobody"]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: python -m stages.train <variant> [seed]; variants: ")
+    assert done.stderr.startswith("error: usage: python -m stages.train <name> [seed]; names: domain-only, ")
