@@ -3,9 +3,10 @@
 Run: python -m bench.train [--json] [--turns N] [--steps N] [--bf16]     (after `dvc repro`; 15 minutes on two cores)
 
 The target, `train` and the training set data/mixed/<--variant>.parquet are those of params.yaml, but in fp32 and one
-process, and the set as many times over as the steps need. Each way is a process of its own on all cores, and they take turns. What is measured is
-CPU time from the end of the first optimiser step to the end of the last, so loading and export count for none; tokens
-are those of conversations, never padding. Memory is the greatest resident size up to the last step.
+process, and the set as many times over as the steps need. Each way is a process of its own on all cores, and they take
+turns. What is measured is CPU time from the end of the first optimiser step to the end of the last, so loading and
+export count for none; tokens are those of conversations, never padding. Memory is the greatest resident size up to the
+last step.
 
 - ours: anamnesis/training.py, as stage train calls it
 - trl: SFTTrainer without DeepSpeed on our packed sequences, in our order and at our learning rates, with its own
