@@ -20,6 +20,7 @@ def summary(found: Results) -> dict[str, float | int]:
     flat: dict[str, float | int | None] = {}
     for row in found.rows:
         flat[f"base.{row.measure}"] = row.base
+        flat |= {f"base.{row.measure}.n": cell.n for cell in row.cells.values()}  # the same items for all
         for variant, cell in row.cells.items():
             key = f"{variant}.{row.measure}"
             flat[key] = cell.tuned
@@ -81,6 +82,7 @@ def _average(model: str, name: str, average: Average) -> dict[str, float | int |
     key = f"{model}.average.{name}"
     return {
         f"base.average.{name}": average.base,
+        f"base.average.{name}.n": average.n,
         key: average.tuned,
         f"{key}.diff": average.difference,
         f"{key}.low": average.low,

@@ -10,4 +10,5 @@ WATCHED = Path("data/own")
 def note_unwatched(path: Path, stage: str) -> None:
     """Say so where DVC won't see a change in a file that `stage` reads."""
     if WATCHED.resolve() not in path.resolve().parents:
-        say(f"note: {path} is outside {WATCHED}/, so a change in it reruns nothing: after one, `dvc repro -f {stage}`")
+        then = f"`dvc repro -sf {stage} && dvc repro`"  # without -s whatever comes before the stage is forced too
+        say(f"note: {path} is outside {WATCHED}/, so a change in it reruns nothing; after one: {then}")

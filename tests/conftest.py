@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import trainings
 import yaml
-from pages import make
-from synthetic_run import load_params, write_run
 
 from anamnesis import params as settings
 from anamnesis import records
@@ -119,6 +117,9 @@ def training_project(
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One made-up run with its report, for reading: a test that changes something copies it first."""
+    from pages import make  # with stages.report and all it imports
+    from synthetic_run import load_params, write_run
+
     root = tmp_path_factory.mktemp("run")
     write_run(root, load_params())
     make(root)

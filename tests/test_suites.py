@@ -216,7 +216,7 @@ def test_stage_suite_names_the_files_that_dvc_does_not_watch(
     suite.main()
     said = capsys.readouterr().err
     assert said.startswith(
-        "note: gsm8k/test.jsonl is outside data/own/, so a change in it reruns nothing: after one, `dvc repro -f suite`"
+        "note: gsm8k/test.jsonl is outside data/own/, so a change in it reruns nothing; after one: `dvc repro -sf suite"
     )
     assert "mine" not in said
     assert list(json.loads(Path("data/suite.json").read_text(encoding="utf-8"))) == ["domain-mine", "gsm8k"]
