@@ -96,7 +96,7 @@ def unchanged(settings: Evaluate, recorded: Mapping[str, str]) -> dict[str, str]
     if changed := sorted(name for name in found.keys() | recorded.keys() if found.get(name) != recorded.get(name)):
         raise UserError(
             f"{', '.join(changed)}: the file is not the one that {SUITE} names: it changed since; "
-            "run `dvc repro -sf suite && dvc repro`"
+            "run `dvc repro -f suite`, then `dvc repro`"
         )
     return found
 
