@@ -194,6 +194,7 @@ class Wandb:
     def __init__(self, folder: Path, name: str, run: str, settings: Mapping[str, Any]):
         import wandb
 
+        self._teardown = wandb.teardown
         mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
         ours = {"console": "off", "silent": True, "disable_git": True, "save_code": False}
         if "WANDB_FINISH_TIMEOUT" not in os.environ:
@@ -222,6 +223,7 @@ class Wandb:
 
     def close(self, status: Status) -> None:
         self._run.finish(exit_code=0 if status == "finished" else 1)
+        self._teardown()  # a run is finished before its file is written: wandb's own process has to end for that
 
 
 class MLflow:
