@@ -1,6 +1,7 @@
 """What the processor at hand is good at, read off Linux's own description of it."""
 
 import os
+import socket
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -29,6 +30,13 @@ def multiplies_bf16(cpuinfo: str | None = None) -> bool:
 def cores() -> list[int]:
     """The processor cores this process may use."""
     return sorted(os.sched_getaffinity(0))
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def host_memory(root: Path = Path("/")) -> int:

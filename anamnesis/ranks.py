@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,8 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
+import psutil
+
+from anamnesis import hardware
 from anamnesis.errors import UserError
-from anamnesis.hardware import cores
 from anamnesis.sections import Train
 
 DEEPSPEED = "deepspeed.launcher.runner"  # what the command `deepspeed` runs
@@ -42,6 +43,11 @@ def choose_accelerator() -> None:
 def in_launched_process() -> bool:
     """Whether torchrun, or another launcher that sets its variables, started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def local_world(world: int) -> int:
+    """How many of a run's `world` processes are on this machine, as torchrun or DeepSpeed's launcher says it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)
 
 
 def needs_launch(settings: Train) -> bool:
@@ -90,20 +96,22 @@ def _launch_by_deepspeed(settings: Train, module: str, arguments: Sequence[str])
             raise UserError(f"{settings.hostfile}: several machines are started by pdsh, which isn't there; install it")
         command += ["--hostfile", settings.hostfile]
     else:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command += ["--hostfile", os.devnull, "--num_gpus", str(settings.processes), "--master_port", str(port)]
+        command += ["--hostfile", os.devnull, "--num_gpus", str(settings.processes)]
+        command += ["--master_port", str(hardware.free_port())]
     told: list[int] = []
+    below: list[psutil.Process] = []
     environment = os.environ | {LAUNCHER: str(os.getpid())}
     process = subprocess.Popen([*command, module, *arguments], start_new_session=True, env=environment)
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         told.append(number)
+        below.extend(psutil.Process(process.pid).children(recursive=True))
         os.killpg(process.pid, number)  # the launcher, and on this machine its ranks, which may save a checkpoint
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     code = process.wait()
+    while any(map(_is_there, below)):  # it ends before its ranks do, which may still be saving
+        time.sleep(0.1)
     for number, handler in before.items():
         signal.signal(number, handler)
     if code:
@@ -139,24 +147,23 @@ def launch_by_torchrun(processes: int, arguments: Sequence[str]) -> None:
 
 
 def _threads(processes: int) -> int:
-    return max(1, len(cores()) // processes)
+    return max(1, len(hardware.cores()) // processes)
+
+
+def _is_there(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _end_with_the_launcher() -> None:
     """End this rank when its launcher is gone: launchers put ranks in sessions of their own, and they would go on."""
-    import psutil
-
     above = psutil.Process().parents()  # on another machine the process that waits for all is not among them
     watched = [process for process in above if process.pid in (os.getppid(), int(os.environ.get(LAUNCHER, "0")))]
 
-    def is_there(process: psutil.Process) -> bool:
-        try:
-            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
-
     def watch() -> None:
-        while all(is_there(process) for process in watched):
+        while all(map(_is_there, watched)):
             time.sleep(0.5)
         os._exit(1)
 
@@ -178,11 +185,10 @@ def process_group() -> Iterator[Ranks]:
     transformers_logging.disable_progress_bar()
     on_gpu = torch.cuda.is_available()
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    local_world = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)  # DeepSpeed's name
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     else:
-        torch.set_num_threads(_threads(local_world))
+        torch.set_num_threads(_threads(local_world(world)))
         # Otherwise DeepSpeed compiles a C++ extension on first use (minutes, needs g++). The name is not public: the
         # version is pinned and a test watches it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

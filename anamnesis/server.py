@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ import httpx
 
 from anamnesis.cards import Card, load_card
 from anamnesis.errors import MODEL_UNAVAILABLE, REQUEST_REFUSED, UserError
-from anamnesis.hardware import cores, has_gpu_build, multiplies_bf16
+from anamnesis.hardware import cores, free_port, has_gpu_build, multiplies_bf16
 from anamnesis.params import Params
 from anamnesis.sections import Requests, Serve
 
@@ -72,12 +71,6 @@ def dtype_of(serve: Serve, gpu: bool) -> str:
     if serve.dtype != "auto" or gpu:
         return serve.dtype
     return "bfloat16" if multiplies_bf16() else "float32"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _die_with_parent() -> None:
@@ -184,7 +177,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 @contextmanager
 def local(model_dir: Path, card: Card, serve: Serve, requests: Requests) -> Iterator[Endpoint]:
     """Yield the endpoint of a server that is started for the model in `model_dir`, and stop it."""
-    port, key, gpu = _free_port(), secrets.token_urlsafe(24), has_gpu_build()
+    port, key, gpu = free_port(), secrets.token_urlsafe(24), has_gpu_build()
     log = Path("logs") / f"server-{card.name}.log"
     log.parent.mkdir(exist_ok=True)
     base_url = f"http://127.0.0.1:{port}/v1"
