@@ -68,17 +68,20 @@ class Checkpoints:
 
     `latest.json` is replaced in one move after all ranks have written, so a run that is killed at any moment finds a
     whole checkpoint or none. `universal` says that the engine must be made for DeepSpeed's universal checkpoints: the
-    newest was written by another number of processes, and ZeRO has divided its state among them.
+    newest was written by another number of processes, and ZeRO has divided its state among them. These take
+    AdamW's own states along and no more: `divisible` says that the optimiser has no other.
     """
 
-    def __init__(self, folder: Path, key: str, rank: int, world: int, zero: int, minutes: float):
-        self.folder, self.key, self.rank, self._world = folder, key, rank, world
+    def __init__(
+        self, folder: Path, key: str, rank: int, world: int, zero: int, minutes: float, divisible: bool = True
+    ):
+        self.folder, self.key, self.rank, self._world, self._divisible = folder, key, rank, world, divisible
         self._period_s, self._saved_at = 60 * minutes, time.monotonic()
         self._latest = self._read()
-        wrote = self._latest["world"] if self._latest else world
-        self.universal = zero > 0 and wrote != world
-        if wrote != world and rank == 0:
-            say(f"train: {folder}: written by {wrote} processes; going on with {world}")
+        self._wrote = self._latest["world"] if self._latest else world
+        self.universal = zero > 0 and self._wrote != world
+        if self._wrote != world and rank == 0:
+            say(f"train: {folder}: written by {self._wrote} processes; going on with {world}")
 
     def _read(self) -> dict[str, Any] | None:
         """What latest.json says where this run can go on from it; a folder of another run is emptied."""
@@ -106,12 +109,15 @@ class Checkpoints:
             say(f"train: {self.folder}/{names[0]}: not whole; going back to {name}")
         self._barrier()
         tag = self._divide_anew(name) if self.universal else name
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
         try:
             loaded, _ = engine.load_checkpoint(str(self.folder), tag=tag)
         except UNREADABLE:
             loaded = None
         if loaded is None:
             raise UserError(f"{self.folder}/{name}: can't be read; delete {self.folder} and run again")
+        if self.universal and engine.zero_optimization_stage() == 3:
+            _set_apart(engine.optimizer, groups)
         if self.rank == 0:
             say(f"train: {self.folder}/{name}: resumed")
             records.write_text(self.folder / LATEST, json.dumps(self._latest | {"ended_early": False}))
@@ -128,8 +134,8 @@ class Checkpoints:
         """Write a checkpoint again in the form that any number of processes can read; returns its tag."""
         from deepspeed.checkpoint import ds_to_universal
 
-        failed = False
-        if self.rank == 0:
+        failed = not self._divisible
+        if self.rank == 0 and not failed:
             shutil.rmtree(self.folder / UNIVERSAL, ignore_errors=True)
             wanted = SimpleNamespace(
                 input_folder=str(self.folder / name),
@@ -146,10 +152,9 @@ class Checkpoints:
             except UNREADABLE:
                 failed = True
         if self.any_of(failed):
-            wrote = self._latest["world"] if self._latest else 0
             raise UserError(
-                f"{self.folder}/{name}: written by {wrote} processes, and can't be divided among {self._world}; "
-                f"run with {wrote} again, or delete {self.folder} and start anew"
+                f"{self.folder}/{name}: written by {self._wrote} processes, and can't be divided among {self._world}; "
+                f"run with {self._wrote} again, or delete {self.folder} and start anew"
             )
         return UNIVERSAL
 
@@ -219,6 +224,17 @@ def ended_early(folder: Path) -> bool:
         return bool(json.loads((folder / LATEST).read_text(encoding="utf-8"))["ended_early"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _set_apart(optimizer: Any, groups: list[dict[str, Any]]) -> None:
+    """What DeepSpeed 0.19.8 runs together when stage 3 loads a universal checkpoint, with several groups of weights.
+
+    All of them get one step counter, which each then moves on, and the settings of the first.
+    """
+    for state in optimizer.optimizer.state.values():
+        state["step"] = state["step"].clone()
+    for group, own in zip(optimizer.param_groups, groups, strict=True):
+        group.update(own)
 
 
 def _step(name: str) -> int:

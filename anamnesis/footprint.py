@@ -12,16 +12,13 @@ from typing import Any
 
 from anamnesis.errors import UserError
 from anamnesis.ranks import choose_accelerator
-from anamnesis.sections import Train
+from anamnesis.sections import OFFLOAD_FROM, Train
 from anamnesis.variants import KL, L2SP, Lora, Method
 
 MASTER, ADAM, SUM = 4, 8, 4  # bytes a weight: the fp32 copy, AdamW's two moments in fp32, a gradient summed in fp32
-LOSS, LOSS_KL = (
-    12,
-    40,
-)  # bytes a token and word of the vocabulary at the loss's greatest moment, counted with a profiler
+LOSS, LOSS_KL = 12, 40  # bytes a token and word of the vocabulary at the loss's greatest moment, by a profiler
 REDUCED = 500_000_000  # gradients that DeepSpeed's stage 0 lays side by side for one all-reduce
-OFFLOADS = ("none", "optimizer", "all")
+OFFLOADS = tuple(OFFLOAD_FROM)
 
 
 @dataclass(frozen=True)
@@ -138,7 +135,13 @@ def bytes_of(settings: Train) -> int:
 
 def is_possible(settings: Train) -> bool:
     """Whether params.yaml takes it: optimiser states are offloaded from stage 1 on, weights in stage 3."""
-    return settings.zero >= {"none": 0, "optimizer": 1, "all": 3}[settings.offload]
+    return settings.zero >= OFFLOAD_FROM[settings.offload]
+
+
+def takes_flash(settings: Train, on_gpu: bool) -> bool:
+    """Whether `train.attention` means FlashAttention here: on a GPU under bf16, if the package flash-attn is there."""
+    there = on_gpu and find_spec("flash_attn") is not None
+    return there and settings.attention != "sdpa" and settings.precision == "bf16"
 
 
 def has_mask(settings: Train, on_gpu: bool) -> bool:
@@ -146,9 +149,7 @@ def has_mask(settings: Train, on_gpu: bool) -> bool:
 
     One example a row, alone in its micro-batch, has no padding and needs none.
     """
-    flash = settings.attention == "flash_attention_2" or (
-        settings.attention == "auto" and settings.precision == "bf16" and on_gpu and find_spec("flash_attn") is not None
-    )
+    flash = settings.attention == "flash_attention_2" or takes_flash(settings, on_gpu)
     return not flash and (settings.packing or settings.micro_batch > 1)
 
 

@@ -259,6 +259,9 @@ class Requests(Section):
     kv_cache_gib: Positive = 2
 
 
+OFFLOAD_FROM = {"none": 0, "optimizer": 1, "all": 3}  # the first ZeRO stage that each kind of offloading works in
+
+
 class Train(Section):
     learning_rate: Annotated[float, Field(gt=0)]
     epochs: Positive = 1
@@ -294,7 +297,7 @@ class Train(Section):
             raise ValueError(f"`{there}` says nothing without `{missing}`; name both, or set both to []")
         if self.hostfile and self.launch != "deepspeed":
             raise ValueError(f"`hostfile` is read by launch: deepspeed only, and launch is {self.launch}")
-        least = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
+        least = OFFLOAD_FROM[self.offload]
         if self.zero < least:
             raise ValueError(f"offload: {self.offload} needs zero: {least} or more, and zero is {self.zero}")
         if self.attention == "flash_attention_2" and self.precision == "fp32":

@@ -9,7 +9,6 @@ that was not. docs/training.md has the formulae, the limits and the measured fig
 import contextlib
 import csv
 import hashlib
-import importlib.util
 import inspect
 import io
 import json
@@ -20,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
-from anamnesis import cards, chat, export, memory, packing, records, trainset, tuning
+from anamnesis import cards, chat, export, footprint, memory, packing, records, trainset, tuning
 from anamnesis.checkpoints import Checkpoints, Preemption, room_for
 from anamnesis.errors import PREEMPTED, QUALITY, UserError
 from anamnesis.hardware import multiplies_bf16
@@ -29,18 +28,11 @@ from anamnesis.ranks import Ranks, process_group
 from anamnesis.records import seed_of
 from anamnesis.sections import Train
 from anamnesis.trackers import Trackers
-from anamnesis.variants import FULL, KL, Lora, Method
+from anamnesis.variants import FULL, KL, L2SP, Lora, Method
 
 AUDITS = Path("logs")
 COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "supervised_tokens", "tokens_per_s")
-ELSEWHERE = {
-    "seeds",
-    "seeded",
-    "launch",
-    "hostfile",
-    "checkpoint_minutes",
-    "trackers",
-}  # not of one run
+ELSEWHERE = {"seeds", "seeded", "launch", "hostfile", "checkpoint_minutes", "trackers"}  # not of one run
 LEAK_TOLERANCE = 0.05  # in logits; what leaks moves them by whole units, what doesn't by nothing
 
 
@@ -76,9 +68,8 @@ def engine_config(run: Run, world: int, universal: bool = False) -> dict[str, An
         "gradient_accumulation_steps": settings.global_batch // (settings.micro_batch * world),
         "gradient_clipping": settings.max_grad_norm,
     }
-    zero = dict(config["zero_optimization"])
+    zero = config["zero_optimization"] | {"stage": footprint.stage_of(settings)}
     if settings.precision == "bf16":
-        zero["stage"] = max(1, settings.zero)
         config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
     if settings.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu"}
@@ -93,14 +84,13 @@ def engine_config(run: Run, world: int, universal: bool = False) -> dict[str, An
 def attention_of(settings: Train, device: str) -> str:
     """The attention that `train.attention` means here. Raises `UserError` where it can't be had.
 
-    FlashAttention is taken on a GPU under bf16 if the package flash-attn is there: its kernels take examples of
-    different lengths one after another (varlen), where SDPA computes a dense mask of blocks.
+    FlashAttention's kernels take examples of different lengths one after another (varlen), where SDPA computes a dense
+    mask of blocks.
     """
-    there = device != "cpu" and importlib.util.find_spec("flash_attn") is not None
-    if settings.attention == "flash_attention_2" and not there:
+    flash = footprint.takes_flash(settings, device != "cpu")
+    if settings.attention == "flash_attention_2" and not flash:
         raise UserError("train.attention: flash_attention_2 needs a GPU and the package flash-attn; take sdpa or auto")
-    wanted = settings.attention != "sdpa" and settings.precision == "bf16"
-    return "flash_attention_2" if there and wanted else "sdpa"
+    return "flash_attention_2" if flash else "sdpa"
 
 
 def load_model(run: Run, config: dict[str, Any], device: str) -> Any:
@@ -400,8 +390,9 @@ def train(run: Run) -> None:
             if settings.precision == "bf16" and ranks.device == "cpu" and not multiplies_bf16():
                 say("train: this CPU has no bf16 instructions: train.precision: fp32 is several times faster here")
         key = fingerprint(run, ranks)
-        stage = engine_config(run, ranks.world)["zero_optimization"]["stage"]
-        checkpoints = Checkpoints(run.checkpoints, key, ranks.rank, ranks.world, stage, settings.checkpoint_minutes)
+        zero, minutes = footprint.stage_of(settings), settings.checkpoint_minutes
+        divisible = not isinstance(run.tuning, L2SP)
+        checkpoints = Checkpoints(run.checkpoints, key, ranks.rank, ranks.world, zero, minutes, divisible)
         engine = make_engine(run, ranks.world, ranks.device, checkpoints.universal)
         reference = make_reference(run, ranks.world, ranks.device)
         if settings.packing and (moved := leak(engine.module, ranks.device)) > LEAK_TOLERANCE:
