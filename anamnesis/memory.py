@@ -7,7 +7,6 @@ Run: python -m anamnesis.memory --config models/pretrained/smollm2 --devices 8 -
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from anamnesis import hardware
 from anamnesis.errors import UserError, run
 from anamnesis.footprint import OFFLOADS, Estimate, Shape, estimate, is_possible, shape_of, stage_of
 from anamnesis.progress import say
-from anamnesis.ranks import Ranks
+from anamnesis.ranks import Ranks, local_world
 from anamnesis.sections import Train
 from anamnesis.variants import Lora, Method, Tuning
 
@@ -165,7 +164,7 @@ def verdict(case: Case, settings: Train, world: int) -> tuple[Literal["fits", "t
 
 def machines_here(world: int) -> Machines:
     """This machine under `world` processes, or those of them that its launcher starts on it."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+    local = local_world(world)
     gpus = hardware.gpu_memory()
     return Machines(hardware.host_memory(), min(local, len(gpus)) if gpus else local, min(gpus, default=0))
 
@@ -219,21 +218,20 @@ def show_plan(entries: Sequence[dict[str, Any]]) -> None:
             rows.append([one["tuning"], *(gib(one[key]) for key in (*COLUMNS, "sum")), device, one["verdict"]])
     if rows:
         print("\nMemory of training, in GiB a process:")
-        show(["tuning", *COLUMNS, "sum", "here", "verdict"], rows)
+        show(["tuning", *COLUMNS, "sum", "here", "verdict"], rows, ["tuning", "here", "verdict"])
     for one in entries:
         if one["told"]:
             print(f"train {', '.join(one['variants'])}: {one['told']}")
 
 
-def show(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; what can be read as a number stands to the right."""
+def show(heads: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str]) -> None:
+    """Print a table; the columns named `left` are text, the others numbers, to the right."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for index, head in enumerate(heads):
-        text = any(not row[index].replace(".", "").isdigit() for row in rows)
-        table.add_column(head, justify="left" if text else "right", overflow="fold")
+    for head in heads:
+        table.add_column(head, justify="left" if head in left else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
@@ -304,7 +302,7 @@ def main() -> None:
         ]
         for one in result for row in one["rows"]
     ]  # fmt: skip
-    show(heads, lines)
+    show(heads, lines, ["model", "offload", "verdict"])
     print(
         "GiB of one process at a step's greatest moment; tight: the sure parts fit, the sum may not (docs/training.md)"
     )

@@ -145,16 +145,12 @@ def _sections(account: Account, padded: bool) -> list[Section]:
         Section("Learning, forgetting, net", _scores(found, padded), 1),
         *(Section(table.title, _paper_table(table, padded), 2) for table in found.tables if _is_narrow(table)),
         Section("Measure by measure", f"{result}\n\n{_wrapped(_caution(found), '')}", 5),
-        Section(reference, _listed(against), 4) if against else Section("", "", 9),
-        Section("Against the variant that each continued one started from", _listed(chained), 4)
-        if chained
-        else Section("", "", 9),
-        Section("Items gained and lost against base", _listed(changed), 6) if found.changes else Section("", "", 9),
+        Section(reference, _listed(against), 4),
+        Section("Against the variant that each continued one started from", _listed(chained), 4),
+        Section("Items gained and lost against base", _listed(changed if found.changes else []), 6),
         Section("Instructions and votes", _listed(counts), 7),
         Section("Can the judges be trusted?", "\n\n".join(judges), 8),
-        Section("From probe to training set", f"{_ways_table(account)}\n\n{_listed(drops)}", 9)
-        if account.ways
-        else Section("", "", 9),
+        Section("From probe to training set", f"{_ways_table(account)}\n\n{_listed(drops)}" if account.ways else "", 9),
         Section("Instructions beside other sets", _listed(likeness.sentences(account.likeness)), 10),
     ]
     return [section for section in sections if section.text]

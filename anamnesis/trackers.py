@@ -195,8 +195,8 @@ class Wandb:
         import wandb
 
         self._teardown = wandb.teardown
-        mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
-        ours = {"console": "off", "silent": True, "disable_git": True, "save_code": False}
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+        ours: dict[str, Any] = {"console": "off", "silent": True, "disable_git": True, "save_code": False}
         if "WANDB_FINISH_TIMEOUT" not in os.environ:
             ours["finish_timeout"] = FINISH_S
         folder.mkdir(parents=True, exist_ok=True)

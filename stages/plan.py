@@ -11,7 +11,6 @@ will not ask them again.
 
 import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from rich.console import Console
-from rich.table import Table
 
 from anamnesis import controls, foresight, judging, memory, planning, probing, records, rehearsal
 from anamnesis import params as settings
@@ -158,12 +155,8 @@ def borrowed_of(params: Params) -> list[dict[str, Any]]:
 
 def show(lines: Sequence[Line]) -> None:
     """Print the table."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("stage", "model", "in ledger", "to ask", "tokens in", "tokens out", "time", "USD"):
-        table.add_column(name, justify="left" if name in ("stage", "model") else "right", overflow="fold")
-    for line in [*lines, total(lines)]:
-        table.add_row(*planning.cells(line))
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    heads = ["stage", "model", "in ledger", "to ask", "tokens in", "tokens out", "time", "USD"]
+    memory.show(heads, [planning.cells(line) for line in [*lines, total(lines)]], heads[:2])
 
 
 def main() -> None:

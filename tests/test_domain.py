@@ -185,8 +185,7 @@ def test_the_stage_takes_a_users_file_and_names_its_mistakes(with_target: Path) 
     assert result.returncode == 0, result.stderr
     assert "40 training rows; test items: 12 text; 1 duplicates removed" in result.stdout
     assert (
-        result.stderr
-        == "note: my.jsonl is outside data/own/, so a change in it reruns nothing; after one: "
+        result.stderr == "note: my.jsonl is outside data/own/, so a change in it reruns nothing; after one: "
         "`dvc repro -sf domain && dvc repro`\n"
     )
     train = records.read(with_target / "data/domain/train.parquet", records.DOMAIN_TRAIN)
