@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from pydantic import ValidationError
-from trainings import deterministic, finished, losses, signalled, stage, written
+from trainings import change, deterministic, finished, losses, signalled, stage, written
 
 from anamnesis import ranks, training
 from anamnesis.checkpoints import Preemption, room_for
@@ -21,14 +20,6 @@ from anamnesis.errors import ENDED, PREEMPTED, UserError
 from anamnesis.sections import Train
 
 HOSTS = "# two machines\nnode-a slots=2\nnode-b slots=2\n"
-
-
-def change(folder: Path, **settings: Any) -> None:
-    """Set keys of section train in the folder's params.yaml."""
-    file = folder / "params.yaml"
-    params = yaml.safe_load(file.read_text(encoding="utf-8"))
-    params["train"] |= settings
-    file.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
 
 
 # --- without a run ---
@@ -243,7 +234,7 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(
         wanted = written(folder)
         env = {"ANAMNESIS_CHECKPOINTS": str(disk)}
         size = 0
-        process = stage(folder, env=env, start_new_session=True)
+        process = stage(folder, env=env, alone=True)
         while not (disk / "committee/latest.json").exists():
             assert process.poll() is None
         os.killpg(process.pid, signal.SIGKILL)

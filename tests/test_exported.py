@@ -11,7 +11,7 @@ import httpx
 import pytest
 import yaml
 from test_trackers import READERS, needs
-from trainings import finished, rows_of, signalled, written
+from trainings import change, finished, rows_of, signalled, written
 
 from anamnesis import cards, modelcard, records, server, trackers
 from anamnesis.sections import Requests, Serve
@@ -128,9 +128,7 @@ def test_live_metrics_are_the_csv_and_change_no_weight(
     for row in rows:
         assert {key: found[int(row["step"])][key] for key in exact} == {key: row[key] for key in exact}
     tracked = written(folder)
-    params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
-    params["train"]["trackers"] = []
-    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    change(folder, trackers=[])
     logs = sorted(path for path in (folder / "logs").rglob("*"))
     finished(folder)
     assert written(folder) == tracked

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +11,9 @@ from typing import Any
 
 import psutil
 import pytest
-from trainings import finished, losses, stage, written
+from trainings import change, finished, losses, stage, written
+
+from anamnesis.hardware import free_port
 
 
 @pytest.mark.slow
@@ -22,18 +23,14 @@ def test_every_launcher_gives_the_same_bytes(training_project: Callable[..., Pat
     finished(folder)
     wanted, curve = written(folder), losses(folder)
 
-    params = folder / "params.yaml"
-    params.write_text(params.read_text(encoding="utf-8").replace("launch: auto", "launch: deepspeed"), encoding="utf-8")
+    change(folder, launch="deepspeed")
     err = finished(folder)
     assert err.count("rows truncated") == 1
     assert written(folder) == wanted
 
     (folder / "hosts").write_text("first slots=1\nsecond slots=1\n", encoding="utf-8")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", "hosts", "--no_ssh"]
-    command += ["--master_addr", "127.0.0.1", "--master_port", str(port), "--no_local_rank", "--module"]
+    command += ["--master_addr", "127.0.0.1", "--master_port", str(free_port()), "--no_local_rank", "--module"]
     # As on machines with as many cores: other numbers of threads add in another order.
     env = os.environ | {"PYTHONPATH": str(folder), "LOCAL_WORLD_SIZE": "2"}
     groups = [
@@ -71,7 +68,7 @@ def test_ranks_end_with_the_stage_that_is_killed(launch: str, training_project: 
     """kill -9 of the stage alone: its ranks are in other sessions, and must not train on beside the next run's."""
     folder = training_project(global_batch=4, zero=1, processes=2, launch=launch)
     curve = folder / "metrics/train/committee.csv"
-    process = stage(folder, start_new_session=True)
+    process = stage(folder, alone=True)
     while process.poll() is None and not curve.exists():
         time.sleep(0.01)
     started = ranks_below(psutil.Process(process.pid))

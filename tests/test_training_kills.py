@@ -1,6 +1,5 @@
 """Training killed by SIGKILL at seeded moments: the bytes of a run that was left alone, whenever that was."""
 
-import hashlib
 import os
 import queue
 import random
@@ -15,23 +14,20 @@ from typing import Any
 
 import psutil
 import pytest
-import yaml
-from trainings import deterministic, rows_of, stage
+from trainings import CURVE, change, deterministic, rows_of, stage, wait_for
 
 from anamnesis import records
+from anamnesis.cards import sha256_of
 from anamnesis.hardware import cores
 
 SEEDS = 10
 STAGES = (0, 1, 2, 3)
-CURVE = Path("metrics/train/committee.csv")
 
 
 def another(folder: Path, to: Path, **settings: Any) -> Path:
     """A copy of a project's folder with other settings of section train."""
     shutil.copytree(folder, to, symlinks=True)
-    params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
-    params["train"] |= settings
-    (to / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    change(to, **settings)
     return to
 
 
@@ -40,13 +36,12 @@ def run(folder: Path, core: int | None = None, kill: tuple[int, float] | None = 
 
     `kill`: once the curve has so many steps, and so many seconds later, the stage and its ranks are killed.
     """
-    process = stage(folder, start_new_session=True)
+    process = stage(folder, alone=True)
     if core is not None:
         os.sched_setaffinity(process.pid, {core})  # long before it asks how many it has
     if kill:
         steps, delay = kill
-        while process.poll() is None and steps_in(folder) < steps:
-            time.sleep(0.002)
+        wait_for(process, folder, steps)
         time.sleep(delay)
         for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
             one.kill()
@@ -54,19 +49,10 @@ def run(folder: Path, core: int | None = None, kill: tuple[int, float] | None = 
     return process.returncode, err
 
 
-def steps_in(folder: Path) -> int:
-    """Steps in the curve so far."""
-    if not (folder / CURVE).exists():
-        return 0
-    return len((folder / CURVE).read_text(encoding="utf-8").splitlines()) - 1
-
-
 def result(folder: Path) -> tuple[dict[str, str], list[list[str]]]:
     """The sha256 of each file that the stage wrote, and the curve without its times."""
     tuned = folder / "models/tuned/committee"
-    return {
-        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(tuned.iterdir())
-    }, deterministic(folder / CURVE)
+    return {file.name: sha256_of(file) for file in sorted(tuned.iterdir())}, deterministic(folder / CURVE)
 
 
 @pytest.mark.slow

@@ -1,18 +1,15 @@
 """Tuning methods against known answers: adapters, the pull to the start, KL to base; under ZeRO, after kill -9."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from trainings import deterministic, finished, rows_of, signalled
+from trainings import deterministic, finished, rows_of, run_steps, signalled
 
 from anamnesis import packing, training, trainset, tuning
 from anamnesis.errors import UserError
@@ -225,68 +222,16 @@ def test_equal_models_diverge_by_nothing(small_model: Path, smollm2_tokenizer: A
 
 # --- whole runs ---
 
-STEPS = """
-import json, sys
-from pathlib import Path
-from pydantic import TypeAdapter
-from anamnesis import export, ranks, training, trainset, tuning
-from anamnesis.sections import Train
-from anamnesis.variants import Lora, Tuning
-
-def main():
-    model, rows, configs = json.loads(sys.argv[1])
-    with ranks.process_group() as joined:
-        from transformers import AutoTokenizer
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        results = []
-        for method, config in configs:
-            method = TypeAdapter(Tuning).validate_python(method)
-            settings = Train(learning_rate=1e-3, sequence_length=128, **config)
-            conf = json.loads(Path(f"conf/deepspeed/zero{settings.zero}.json").read_text())
-            examples, _ = trainset.encode_rows(tokenizer, rows, 128)
-            sequences = trainset.sequences_of(examples, settings)
-            run = training.Run(
-                "x", settings, 1, rows, Path(model), "w", False, conf, Path("t"), Path("c"), Path("k"), method
-            )
-            engine = training.make_engine(run, joined.world, joined.device)
-            reference = training.make_reference(run, joined.world, joined.device)
-            curve = []
-            for step, batch in enumerate(trainset.batches_of(len(sequences), settings, 1)):
-                batch = [[examples[index] for index in sequences[sequence]] for sequence in batch]
-                curve.append(training.optimiser_step(engine, run, joined, batch, step, 10, 2, reference))
-            weights = export.master_weights(engine, joined.rank)
-            if isinstance(method, Lora) and joined.rank == 0:
-                weights = tuning.merged(weights, method)
-            norm = sum(float(weight.double().pow(2).sum()) for weight in weights.values())
-            results.append({"norm": norm, "names": sorted(weights), "curve": curve})
-            engine.destroy()
-        if joined.rank == 0:
-            print(json.dumps(results))
-
-main()
-"""
-LAUNCHED = "import sys; from anamnesis import ranks; ranks.launch_by_torchrun(2, sys.argv[1:])"
 METHODS = ["lora", {"method": "l2-sp", "strength": 5.0}, {"method": "kl", "strength": 10.0}]
-
-
-def run_steps(model: Path, configs: list[Any], tmp_path: Path, launched: bool = False) -> list[dict[str, Any]]:
-    script = tmp_path / "steps.py"
-    script.write_text(STEPS, encoding="utf-8")
-    task = json.dumps([str(model), rows_of(14), configs])
-    start = ["-c", LAUNCHED, str(script), task] if launched else [str(script), task]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, *start], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS, ids=["lora", "l2-sp", "kl"])
-def test_every_zero_stage_gives_the_same(method: Any, small_model: Path, tmp_path: Path) -> None:
+def test_every_zero_stage_gives_the_same(method: Any, small_model: Path) -> None:
     base = {"global_batch": 4, "precision": "fp32", "epochs": 2}
     changes = [{}, {"zero": 1}, {"zero": 2}, {"zero": 3}, {"activation_checkpointing": True}]
-    full, *results = run_steps(small_model, [["full", base], *([method, base | one] for one in changes)], tmp_path)
-    two = run_steps(small_model, [[method, base | {"zero": stage}] for stage in (0, 2, 3)], tmp_path, launched=True)
+    full, *results = run_steps(small_model, [["full", base], *([method, base | one] for one in changes)])
+    two = run_steps(small_model, [[method, base | {"zero": stage}] for stage in (0, 2, 3)], launched=True)
     one = results[0]
     assert one["names"] == full["names"]
     assert one["curve"][0]["loss"] == full["curve"][0]["loss"], "before the first step all are the base model"
@@ -298,10 +243,10 @@ def test_every_zero_stage_gives_the_same(method: Any, small_model: Path, tmp_pat
 
 
 @pytest.mark.slow
-def test_bf16(small_model: Path, tmp_path: Path) -> None:
+def test_bf16(small_model: Path) -> None:
     bf16 = {"global_batch": 4, "precision": "bf16"}
     for method in METHODS:
-        one, *others = run_steps(small_model, [[method, bf16 | {"zero": stage}] for stage in (0, 2, 3)], tmp_path)
+        one, *others = run_steps(small_model, [[method, bf16 | {"zero": stage}] for stage in (0, 2, 3)])
         for two in others:  # stage 3 is what presets/paper.yaml takes
             losses = [row["loss"] for row in two["curve"]]
             assert losses == pytest.approx([row["loss"] for row in one["curve"]], abs=2e-3)
@@ -360,6 +305,6 @@ def test_a_further_seed_changes_the_order_and_not_the_rows(training_project: Cal
     first, second = (deterministic(curve)[1:] for curve in curves)
     assert len(first) == len(second)
     assert first != second
-    assert not list((folder / "checkpoints").iterdir())
+    assert not list((folder / "checkpoints").glob("*"))
     err = finished(folder, "committee", "6", code=2)
     assert "with further seeds: committee 5" in err

@@ -1,17 +1,25 @@
 """Runs of stage train in a folder of their own: rows, starting one, killing one, what it wrote."""
 
 import csv
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+from warm import Stage
+
 from anamnesis import training
 
+ROOT = Path(__file__).resolve().parent.parent
+CURVE = Path("metrics/train/committee.csv")
 WORDS = "green heron water stands still and looks for small fish under leaves while the river goes by".split()
 
 
@@ -36,19 +44,39 @@ def rows_of(count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def stage(folder: Path, *arguments: str, **kwargs: Any) -> subprocess.Popen[str]:
-    """Stage train, started: of variant committee where nothing else is said."""
-    env = os.environ | {"PYTHONPATH": str(folder)} | kwargs.pop("env", {})
-    command = [sys.executable, "-m", "stages.train", *(arguments or ["committee"])]
-    return subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True, **kwargs)
+def change(folder: Path, **settings: Any) -> None:
+    """Set keys of section train in the folder's params.yaml."""
+    file = folder / "params.yaml"
+    params = yaml.safe_load(file.read_text(encoding="utf-8"))
+    params["train"] |= settings
+    file.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
 
 
-def finished(folder: Path, *arguments: str, code: int = 0, **kwargs: Any) -> str:
+def stage(folder: Path, *arguments: str, env: Mapping[str, str] | None = None, alone: bool = False) -> Stage:
+    """Stage train, started: of variant committee where nothing else is said; `alone` in a session of its own."""
+    env = os.environ | {"PYTHONPATH": str(folder)} | dict(env or {})
+    return Stage("stages.train", arguments or ["committee"], folder, env, alone)
+
+
+def finished(folder: Path, *arguments: str, code: int = 0, env: Mapping[str, str] | None = None) -> str:
     """What stage train says until it ends with `code`."""
-    process = stage(folder, *arguments, **kwargs)
+    process = stage(folder, *arguments, env=env)
     _, err = process.communicate()
     assert process.returncode == code, err[-3000:]
     return err
+
+
+def steps_in(folder: Path) -> int:
+    """Steps in the curve so far."""
+    if not (folder / CURVE).exists():
+        return 0
+    return len((folder / CURVE).read_text(encoding="utf-8").splitlines()) - 1
+
+
+def wait_for(process: Stage, folder: Path, steps: int) -> None:
+    """Until the curve has so many steps, or the stage has ended."""
+    while process.poll() is None and steps_in(folder) < steps:
+        time.sleep(0.002)
 
 
 def signalled(folder: Path, after: int, number: signal.Signals, *arguments: str) -> tuple[int, str]:
@@ -56,11 +84,9 @@ def signalled(folder: Path, after: int, number: signal.Signals, *arguments: str)
 
     SIGKILL goes to the whole process group, as when a machine ends; any other to the stage alone.
     """
-    curve = folder / "metrics/train/committee.csv"
-    curve.unlink(missing_ok=True)
-    process = stage(folder, *arguments, start_new_session=True)
-    while process.poll() is None and not (curve.exists() and len(curve.read_text().splitlines()) > after):
-        time.sleep(0.002)
+    (folder / CURVE).unlink(missing_ok=True)
+    process = stage(folder, *arguments, alone=True)
+    wait_for(process, folder, after)
     assert process.poll() is None, f"it had ended before step {after}"
     if number == signal.SIGKILL:
         os.killpg(process.pid, number)
@@ -84,6 +110,20 @@ def deterministic(curve: Path) -> list[list[str]]:
     return [line[:-1] for line in lines]
 
 
+def run_steps(model: Path, configs: Sequence[Any], tuning: Any = None, launched: bool = False) -> list[dict[str, Any]]:
+    """What tests/steps.py says of each of `configs`, with one `tuning` or in pairs; `launched`: in two processes."""
+    pairs = [[tuning, config] for config in configs] if tuning else configs
+    arguments = [str(Path(__file__).with_name("steps.py")), json.dumps([str(model), rows_of(14), pairs])]
+    launcher = "import sys; from anamnesis import ranks; ranks.launch_by_torchrun(2, sys.argv[1:])"
+    with tempfile.TemporaryDirectory() as extensions:
+        env = os.environ | {"PYTHONPATH": str(ROOT), "TORCH_EXTENSIONS_DIR": extensions}
+        command = [sys.executable, *(["-c", launcher] if launched else []), *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert not list(Path(extensions).iterdir()), "DeepSpeed compiled something"
+    return list(json.loads(done.stdout.splitlines()[-1]))
+
+
 def losses(folder: Path) -> list[float]:
     """The loss of each step, from the CSV."""
-    return [float(line[1]) for line in deterministic(folder / "metrics/train/committee.csv")[1:]]
+    return [float(line[1]) for line in deterministic(folder / CURVE)[1:]]
