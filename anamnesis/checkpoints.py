@@ -1,7 +1,8 @@
 """Checkpoints of a training run: a killed run goes on from the newest that is whole, whenever it was killed.
 
 In `<folder>`: `step-<n>/`, the engine's state after n steps, the newest two of them; `latest.json`, which names those
-that are complete, and the number of processes that wrote them; `universal/` while a run of another number begins.
+that are complete, their files, and the number of processes that wrote each; `universal/` while a run of another number
+begins.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import os
 import pickle
 import shutil
 import signal
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -41,7 +43,7 @@ def room_for(what: str) -> Iterator[None]:
     except Exception as error:
         words = (*(os.strerror(number) for number in FULL_DISK), "PytorchStreamWriter failed", "unexpected pos")
         if getattr(error, "errno", None) in FULL_DISK or any(part in str(error) for part in words):
-            raise UserError(f"{what}: the disk is full; make room and run again: it goes on from there") from None
+            raise UserError(f"{what}: the disk is full; make room and run again") from None
         raise
 
 
@@ -69,7 +71,8 @@ class Checkpoints:
     `latest.json` is replaced in one move after all ranks have written, so a run that is killed at any moment finds a
     whole checkpoint or none. `universal` says that the engine must be made for DeepSpeed's universal checkpoints: the
     newest was written by another number of processes, and ZeRO has divided its state among them. These take
-    AdamW's own states along and no more: `divisible` says that the optimiser has no other.
+    AdamW's own states along and no more: `divisible` says that the optimiser has no other. Rank 0 reads and chooses for
+    all: on a file system of several machines each might see another state.
     """
 
     def __init__(
@@ -77,65 +80,86 @@ class Checkpoints:
     ):
         self.folder, self.key, self.rank, self._world, self._divisible = folder, key, rank, world, divisible
         self._period_s, self._saved_at = 60 * minutes, time.monotonic()
-        self._latest = self._read()
-        self._wrote = self._latest["world"] if self._latest else world
+        import torch
+
+        found: list[Any] = [None, None]
+        if rank == 0:
+            try:
+                found[0] = self._read()
+            except UserError as error:
+                found[1] = str(error)
+        torch.distributed.broadcast_object_list(found)
+        self._latest, mistake = found
+        if mistake:
+            raise UserError(mistake)
+        self._name = self._latest["name"] if self._latest else ""
+        self._wrote = self._latest["checkpoints"][self._name]["world"] if self._latest else world
         self.universal = zero > 0 and self._wrote != world
         if self._wrote != world and rank == 0:
             say(f"train: {folder}: written by {self._wrote} processes; going on with {world}")
 
     def _read(self) -> dict[str, Any] | None:
-        """What latest.json says where this run can go on from it; a folder of another run is emptied."""
-        latest = None
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            latest = json.loads((self.folder / LATEST).read_text(encoding="utf-8"))
-            if latest["fingerprint"] == self.key and latest["world"] and latest["checkpoints"] and latest["curve"]:
-                return dict(latest)
-        if latest and self.rank == 0:
+        """What latest.json says where this run can go on from it, and the `name` of the newest that is whole.
+
+        A folder of another run is emptied. Raises `UserError` where the file is there and says nothing.
+        """
+        file = self.folder / LATEST
+        if not file.exists():  # or the first one was being written
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return None
+        try:
+            latest = json.loads(file.read_text(encoding="utf-8"))
+            whole = {name: one["files"] == _sizes(self.folder / name) for name, one in latest["checkpoints"].items()}
+            newest, own = next(iter(whole)), latest["fingerprint"] == self.key and bool(latest["curve"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
+            raise UserError(f"{file}: can't be read; delete {self.folder} and run again: it starts anew") from None
+        if not own:
             say(f"train: {self.folder}: of other data, settings, model or libraries; starting anew")
-        self._barrier()
-        self.clear()
-        return None
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return None
+        name = next((name for name, is_whole in whole.items() if is_whole), newest)
+        if name != newest:
+            say(f"train: {self.folder}/{newest}: not whole; going back to {name}")
+        return dict(latest) | {"name": name}
 
     def resume(self, engine: Any) -> list[dict[str, Any]]:
         """Bring the engine to the newest checkpoint that is whole; returns the CSV rows up to there, or none.
 
         Raises `UserError` where there is one and none can be read, or be divided among this number of processes.
         """
+        import torch
+
         if self._latest is None:
             return []
-        names = list(self._latest["checkpoints"])
-        name = next((name for name in names if self._is_whole(name)), names[0])
-        if name != names[0] and self.rank == 0:
-            say(f"train: {self.folder}/{names[0]}: not whole; going back to {name}")
-        self._barrier()
-        tag = self._divide_anew(name) if self.universal else name
+        name, tag = self._name, self._divide_anew(self._name) if self.universal else self._name
         groups = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
+        loaded, why = None, ""
         try:
             loaded, _ = engine.load_checkpoint(str(self.folder), tag=tag)
-        except UNREADABLE:
-            loaded = None
+        except torch.OutOfMemoryError:
+            raise
+        except UNREADABLE as error:
+            why = f" ({_short(error)})"
         if loaded is None:
-            raise UserError(f"{self.folder}/{name}: can't be read; delete {self.folder} and run again")
+            raise UserError(f"{self.folder}/{name}: can't be read{why}; delete {self.folder} and run again")
         if self.universal and engine.zero_optimization_stage() == 3:
             _set_apart(engine.optimizer, groups)
         if self.rank == 0:
             say(f"train: {self.folder}/{name}: resumed")
-            records.write_text(self.folder / LATEST, json.dumps(self._latest | {"ended_early": False}))
+            with room_for(f"{self.folder}/{LATEST}"):
+                records.write_text(self.folder / LATEST, json.dumps(self._latest | {"ended_early": False}))
             for other in [self.folder / UNIVERSAL, *self.folder.glob("step-*")]:
                 if other.name != name:  # begun when the run was killed, or damaged
                     shutil.rmtree(other, ignore_errors=True)
         return list(self._latest["curve"][: _step(name)])
 
-    def _is_whole(self, name: str) -> bool:
-        files = self._latest["checkpoints"][name] if self._latest else {}
-        return _sizes(self.folder / name) == files
-
     def _divide_anew(self, name: str) -> str:
         """Write a checkpoint again in the form that any number of processes can read; returns its tag."""
+        import torch
         from deepspeed.checkpoint import ds_to_universal
 
-        failed = not self._divisible
-        if self.rank == 0 and not failed:
+        why = "" if self._divisible else " (its optimiser has more states than AdamW's)"
+        if self.rank == 0 and not why:
             shutil.rmtree(self.folder / UNIVERSAL, ignore_errors=True)
             wanted = SimpleNamespace(
                 input_folder=str(self.folder / name),
@@ -149,12 +173,14 @@ class Checkpoints:
             try:
                 with room_for(f"{self.folder}/{UNIVERSAL}"), contextlib.redirect_stdout(io.StringIO()):
                     ds_to_universal.main(wanted)
-            except UNREADABLE:
-                failed = True
-        if self.any_of(failed):
+            except torch.OutOfMemoryError:
+                raise
+            except UNREADABLE as error:
+                why = f" ({_short(error)})"
+        if self.any_of(bool(why)):
             raise UserError(
-                f"{self.folder}/{name}: written by {self._wrote} processes, and can't be divided among {self._world}; "
-                f"run with {self._wrote} again, or delete {self.folder} and start anew"
+                f"{self.folder}/{name}: written by {self._wrote} processes, and can't be divided among "
+                f"{self._world}{why}; run with {self._wrote} again, or delete {self.folder} and start anew"
             )
         return UNIVERSAL
 
@@ -185,9 +211,13 @@ class Checkpoints:
                 self._barrier()
                 if self.rank == 0:
                     os.sync()
-                    whole = {path.name: _sizes(path) for path in [self.folder / name, *before[-1:]]}
-                    latest = {"fingerprint": self.key, "world": self._world, "checkpoints": whole, "curve": curve}
+                    whole = {path.name: {"world": self._world, "files": _sizes(path)} for path in [self.folder / name]}
+                    older = self._latest["checkpoints"] if self._latest else {}
+                    whole |= {path.name: older[path.name] for path in before[-1:] if path.name in older}
+                    latest = {"fingerprint": self.key, "checkpoints": whole, "curve": curve}
+                    self._latest = latest
                     records.write_text(self.folder / LATEST, json.dumps(latest | {"ended_early": ended_early}))
+                    os.sync()
         except UserError as error:
             if self.rank > 0:  # rank 0 speaks for all where all find the same; here one may find it alone
                 say(f"error: {error}")
@@ -235,6 +265,10 @@ def _set_apart(optimizer: Any, groups: list[dict[str, Any]]) -> None:
         state["step"] = state["step"].clone()
     for group, own in zip(optimizer.param_groups, groups, strict=True):
         group.update(own)
+
+
+def _short(error: BaseException) -> str:
+    return textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" …")
 
 
 def _step(name: str) -> int:

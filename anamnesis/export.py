@@ -15,7 +15,10 @@ REPORT = "training.json"
 
 
 def master_weights(engine: Any, rank: int) -> dict[str, Any]:
-    """The trained weights in fp32 on the CPU, by name; on ranks but 0 an empty dict. Every rank calls it."""
+    """The trained weights in fp32 on the CPU, by name; on ranks but 0 an empty dict. Every rank calls it.
+
+    With them go the buffers that a model saves, such as the biases of some mixtures' routers: they are not trained.
+    """
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -26,6 +29,9 @@ def master_weights(engine: Any, rank: int) -> dict[str, Any]:
             whole = parameter.detach() if frozen or stage == 0 else safe_get_full_fp32_param(parameter)
             if rank == 0:
                 weights[name] = whole.float().cpu().clone().contiguous()
+    if rank == 0:
+        saved = engine.module.state_dict().keys()
+        weights |= {name: part.cpu().clone() for name, part in engine.module.named_buffers() if name in saved}
     return weights
 
 
@@ -75,16 +81,36 @@ def write(
     base: Card,
     rows: Rows,
 ) -> dict[str, Any]:
-    """Write the Hugging Face directory, `training.json` and the model card, in one move.
+    """Write the Hugging Face directory, `training.json` and the model card, in one move; what fails leaves nothing.
 
     `base` and `rows` are for the card: whose weights these were, and what they were trained on. Returns what `change`
     measured to `base_dir`.
     Raises `UserError` (exit code 5) where no weight has changed.
     """
-    import torch
-
     partial = tuned_dir.with_name(tuned_dir.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
+    try:
+        measured = _write(model, weights, tokenizer, base_dir, partial, report, base, rows)
+        shutil.rmtree(tuned_dir, ignore_errors=True)
+        os.replace(partial, tuned_dir)
+    except Exception:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return measured
+
+
+def _write(
+    model: Any,
+    weights: dict[str, Any],
+    tokenizer: Any,
+    base_dir: Path,
+    partial: Path,
+    report: dict[str, Any],
+    base: Card,
+    rows: Rows,
+) -> dict[str, Any]:
+    import torch
+
     partial.mkdir(parents=True)
     model.save_pretrained(partial, state_dict=weights)
     model.config.dtype = torch.float32  # what the file holds: transformers loads a model in the dtype its config names
@@ -102,6 +128,4 @@ def write(
     before = base_dir / modelcard.FILE  # a variant has one: a pretrained model none
     init = (base_dir.name, before.read_text(encoding="utf-8")) if before.is_file() else None
     (partial / modelcard.FILE).write_text(modelcard.text(report, base, rows, init), encoding="utf-8")
-    shutil.rmtree(tuned_dir, ignore_errors=True)
-    os.replace(partial, tuned_dir)
     return measured

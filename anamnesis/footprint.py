@@ -73,6 +73,7 @@ class Estimate:
 
     @property
     def total(self) -> int:
+        """Bytes of the whole at the greatest moment."""
         return self.sure + self.activations + self.buffers
 
     def host(self, local: int) -> int:

@@ -55,10 +55,12 @@ class Case:
     machines: Machines
 
     def estimate(self, settings: Train, world: int) -> Estimate:
+        """Bytes of one of `world` processes."""
         config = config_of(stage_of(settings))
         return estimate(self.shape, settings, self.method, world, config, self.machines.device > 0)
 
     def local(self, world: int) -> int:
+        """Those of `world` processes that share a machine."""
         return min(world, self.machines.processes)
 
     def missing(self, found: Estimate, world: int) -> int:

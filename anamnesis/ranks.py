@@ -11,16 +11,23 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from types import FrameType
 
 import psutil
 
 from anamnesis import hardware
 from anamnesis.errors import UserError
+from anamnesis.progress import say
 from anamnesis.sections import Train
 
 DEEPSPEED = "deepspeed.launcher.runner"  # what the command `deepspeed` runs
 LAUNCHER = "ANAMNESIS_LAUNCHER"  # names, to ranks, the process that waits for them behind DeepSpeed's two launchers
+
+
+SHUTDOWN_S = 600  # how long torchrun's agent leaves ranks for a checkpoint after SIGTERM
+PATIENCE = timedelta(hours=4)  # how long ranks wait for one: rank 0 writes the export alone, of 70B for an hour or so
+LEFT_ALONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo's words
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,12 @@ def local_world(world: int) -> int:
 
 def needs_launch(settings: Train) -> bool:
     """Whether this process has to start those of the run, rather than to be one of them."""
-    return not in_launched_process() and (settings.processes > 1 or settings.launch != "auto")
+    if in_launched_process():
+        world = int(os.environ["WORLD_SIZE"])
+        if world != settings.processes and os.environ["RANK"] == "0":
+            say(f"train: WORLD_SIZE is {world}: that many processes, and not train.processes ({settings.processes})")
+        return False
+    return settings.processes > 1 or settings.launch != "auto"
 
 
 def launch(settings: Train, module: str, arguments: Sequence[str]) -> None:
@@ -135,6 +147,7 @@ def launch_by_torchrun(processes: int, arguments: Sequence[str]) -> None:
         rdzv_endpoint="localhost:0",
         run_id=str(os.getpid()),
         max_restarts=0,
+        shutdown_timeout=SHUTDOWN_S,
     )
     os.environ.setdefault("OMP_NUM_THREADS", str(_threads(processes)))
     try:
@@ -148,6 +161,11 @@ def launch_by_torchrun(processes: int, arguments: Sequence[str]) -> None:
 
 def _threads(processes: int) -> int:
     return max(1, len(hardware.cores()) // processes)
+
+
+def _end_quietly(number: int, frame: FrameType | None) -> None:
+    """After SIGTERM outside the steps: rank 0 speaks for all, and nothing is left to clear up."""
+    os._exit(128 + number)
 
 
 def _is_there(process: psutil.Process) -> bool:
@@ -192,10 +210,12 @@ def process_group() -> Iterator[Ranks]:
         # Otherwise DeepSpeed compiles a C++ extension on first use (minutes, needs g++). The name is not public: the
         # version is pinned and a test watches it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if rank:
+        signal.signal(signal.SIGTERM, _end_quietly)
     backend = "nccl" if on_gpu else "gloo"
     if in_launched_process():
         _end_with_the_launcher()
-        torch.distributed.init_process_group(backend)
+        torch.distributed.init_process_group(backend, timeout=PATIENCE)
     else:
         os.environ["LOCAL_RANK"] = "0"  # DeepSpeed asks for it
         torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
@@ -205,6 +225,15 @@ def process_group() -> Iterator[Ranks]:
     except UserError as error:
         if rank == 0:
             raise
-        time.sleep(10)  # every rank finds the same mistake; the launcher ends this one when rank 0 has told it
-        raise SystemExit(error.code) from None
+        time.sleep(10)  # most mistakes every rank finds; the launcher ends this one when rank 0 has told it
+        say(f"error: rank {rank}: {error}")
+        os._exit(error.code)  # before its connections close and others end of that
+    except RuntimeError as error:
+        if world == 1 or not any(words in str(error) for words in LEFT_ALONE):
+            raise
+        if rank == 0:
+            say("error: another process of this run has ended; what it could say of the reason stands above")
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the launcher's, which would be told as another mistake
+        time.sleep(5)  # the launcher takes the code of the one that ends first
+        os._exit(1)
     torch.distributed.destroy_process_group()

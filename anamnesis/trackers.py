@@ -177,10 +177,12 @@ class TensorBoard:
         self._file.flush()
 
     def log(self, row: Row) -> None:
+        """Keep a row at its step, once."""
         for name, value in _values(row).items():
             self._write(step=int(row["step"]), summary=self._scalar(name, value))
 
     def close(self, status: Status) -> None:
+        """End the run, with all its rows written."""
         self._file.close()
 
 
@@ -218,10 +220,12 @@ class Wandb:
                     shutil.rmtree(other, ignore_errors=True)
 
     def log(self, row: Row) -> None:
+        """Keep a row at its step, once."""
         if row["step"] >= self._run.step:
             self._run.log(_values(row), step=int(row["step"]), commit=True)
 
     def close(self, status: Status) -> None:
+        """End the run, with all its rows written."""
         self._run.finish(exit_code=0 if status == "finished" else 1)
         self._teardown()  # a run is finished before its file is written: wandb's own process has to end for that
 
@@ -255,6 +259,7 @@ class MLflow:
             self._client.log_batch(self._id, params=[Param(key, str(value)) for key, value in _flat(settings)])
 
     def log(self, row: Row) -> None:
+        """Keep a row at its step, once."""
         step = int(row["step"])
         if step not in self._steps:
             now = int(time.time() * 1000)
@@ -263,6 +268,7 @@ class MLflow:
             self._steps.add(step)
 
     def close(self, status: Status) -> None:
+        """End the run, with all its rows written."""
         self._client.set_terminated(self._id, status.upper())
 
 

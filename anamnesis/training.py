@@ -14,6 +14,8 @@ import io
 import json
 import math
 import time
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -232,8 +234,12 @@ def leak(model: Any, device: str) -> float:
     return float((first - second).abs().max())
 
 
-def fingerprint(run: Run, ranks: Ranks) -> str:
-    """What a checkpoint must agree with to be continued: rows, settings, weights, libraries and kind of device."""
+def fingerprint(run: Run, ranks: Ranks, examples: Sequence[chat.Encoded] = (), order: Any = ()) -> str:
+    """What a checkpoint must agree with to be continued: rows, settings, weights, libraries and kind of device.
+
+    `examples` are the rows as tokens and what is trained on of them, `order` how they are packed and put in batches:
+    another version of our own code may make others of the same rows.
+    """
     import deepspeed
     import torch
     import transformers
@@ -245,8 +251,10 @@ def fingerprint(run: Run, ranks: Ranks) -> str:
         versions.append(metadata.version("peft"))
     device = "cpu" if ranks.device == "cpu" else "gpu"
     state = hashlib.sha256()
-    for part in (settings, method, run.seed, run.identity, run.deepspeed, versions, device, run.rows):
+    for part in (settings, method, run.seed, run.identity, run.deepspeed, versions, device, run.rows, order):
         state.update(json.dumps(part, sort_keys=True).encode())
+    for example in examples:
+        state.update(bytes(array("q", example.ids)) + bytes(example.supervised))
     return state.hexdigest()
 
 
@@ -279,6 +287,7 @@ class Curve:
             self._file.flush()
 
     def add(self, row: dict[str, Any]) -> None:
+        """A row more, in the file at once."""
         self.rows.append(row)
         if self._file:
             self._writer.writerow(row)
@@ -386,10 +395,11 @@ def train(run: Run) -> None:
             "steps": len(batches),
         }
         if ranks.rank == 0:
-            _tell_audit(audit, AUDITS / f"train-{run.checkpoints.name}.json")
+            with room_for(str(AUDITS)):
+                _tell_audit(audit, AUDITS / f"train-{run.checkpoints.name}.json")
             if settings.precision == "bf16" and ranks.device == "cpu" and not multiplies_bf16():
                 say("train: this CPU has no bf16 instructions: train.precision: fp32 is several times faster here")
-        key = fingerprint(run, ranks)
+        key = fingerprint(run, ranks, examples, [sequences, batches])
         zero, minutes = footprint.stage_of(settings), settings.checkpoint_minutes
         divisible = not isinstance(run.tuning, L2SP)
         checkpoints = Checkpoints(run.checkpoints, key, ranks.rank, ranks.world, zero, minutes, divisible)
@@ -400,7 +410,9 @@ def train(run: Run) -> None:
                 f"{run.model_dir}: packed examples see each other in this model's attention (logits move by "
                 f"{moved:.3g}); set train.packing: false"
             )
-        curve = Curve(run.curve, checkpoints.resume(engine), ranks.rank)
+        done = checkpoints.resume(engine)
+        with room_for(str(run.curve)):
+            curve = Curve(run.curve, done, ranks.rank)
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         bar = Progress(f"train {run.variant}", len(batches), "steps")
         about = {"variant": run.variant, "seed": run.seed, "base": run.identity, "tuning": run.tuning.model_dump()}

@@ -119,6 +119,7 @@ def pulled_adamw() -> type:
 
         @torch.no_grad()
         def step(self, closure: Any = None) -> Any:
+            """AdamW's own, after the pull was added to every gradient."""
             starts = {}
             for group in self.param_groups:
                 for weight in group["params"]:

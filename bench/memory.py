@@ -17,8 +17,6 @@ from array import array
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from anamnesis import chat, footprint, ranks, training
 from anamnesis import params as settings
 from anamnesis.sections import Train
@@ -67,6 +65,7 @@ def measure(model: Path, wanted: Train) -> dict[str, int]:
 
 
 def cases(told: argparse.Namespace) -> list[dict[str, Any]]:
+    """Settings of section train, a mapping a case."""
     return [
         {
             "zero": told.zero,

@@ -85,6 +85,7 @@ class Watch:
         self._batches = batches
 
     def step(self, **told: float) -> None:
+        """Note the end of an optimiser step, with what the way says of it."""
         sizes = [(len(e.ids), sum(e.supervised[1:])) for s in self._batches[len(self.rows)] for e in s]
         tokens, supervised = (sum(column) for column in zip(*sizes, strict=True))
         clocks = {"cpu_s": time.process_time(), "wall_s": time.perf_counter()}
@@ -92,6 +93,7 @@ class Watch:
         self.rows.append(told | clocks | {"tokens": tokens, "supervised": supervised, "peak_mib": peak})
 
     def finished(self) -> bool:
+        """Whether that was the last one."""
         return len(self.rows) == len(self._batches)
 
 
@@ -300,6 +302,7 @@ def result(way: str, process: subprocess.Popen[str]) -> list[dict[str, float]]:
 
 
 def has_trl() -> bool:
+    """Whether there is anything to compare with."""
     return importlib.util.find_spec("trl") is not None
 
 

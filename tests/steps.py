@@ -16,7 +16,11 @@ from anamnesis.variants import Lora, Tuning
 
 
 def steps(joined: ranks.Ranks, model: Path, rows: list[dict[str, Any]], method: Any, config: Any) -> dict[str, Any]:
-    """The curve, the names and the norm of the weights it ends with, and the kind of DeepSpeed's optimiser."""
+    """The curve, the kind of DeepSpeed's optimiser, and of each weight it ends with the norm and a sum of waves.
+
+    The sum weighs every number of a tensor otherwise, and so sees a change that leaves the norm as it was.
+    """
+    import torch
     from transformers import AutoTokenizer
 
     method = TypeAdapter(Tuning).validate_python(method)
@@ -30,12 +34,15 @@ def steps(joined: ranks.Ranks, model: Path, rows: list[dict[str, Any]], method: 
     curve = []
     for step, numbers in enumerate(trainset.batches_of(len(sequences), settings, 1)):
         batch = [[examples[index] for index in sequences[sequence]] for sequence in numbers]
-        curve.append(training.optimiser_step(engine, run, joined, batch, step, 10, 2, reference))
+        curve.append(training.optimiser_step(engine, run, joined, batch, step, 20, 2, reference))
     weights = export.master_weights(engine, joined.rank)
     if isinstance(method, Lora) and joined.rank == 0:
         weights = tuning.merged(weights, method)
-    norm = sum(float(weight.double().pow(2).sum()) for weight in weights.values())
-    found = {"optimizer": type(engine.optimizer).__name__, "norm": norm, "names": sorted(weights), "curve": curve}
+    sums = {}
+    for name, weight in sorted(weights.items()):
+        flat = weight.double().flatten()
+        sums[name] = [float(flat.norm()), float(flat @ torch.arange(len(flat)).double().cos())]
+    found = {"optimizer": type(engine.optimizer).__name__, "weights": sums, "curve": curve}
     engine.destroy()
     return found
 

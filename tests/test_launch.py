@@ -15,6 +15,8 @@ from trainings import change, finished, losses, stage, written
 
 from anamnesis.hardware import free_port
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 @pytest.mark.slow
 def test_every_launcher_gives_the_same_bytes(training_project: Callable[..., Path]) -> None:
@@ -77,6 +79,41 @@ def test_ranks_end_with_the_stage_that_is_killed(launch: str, training_project: 
     process.communicate()
     _, alive = psutil.wait_procs(started, timeout=30)
     assert not alive
+
+
+ALONE = """
+import sys
+import torch
+from anamnesis import errors, ranks
+
+def main():
+    with ranks.process_group() as joined:
+        torch.distributed.barrier()
+        if str(joined.rank) in sys.argv[1]:
+            raise errors.UserError("the disk of this one is full")
+        torch.distributed.barrier()
+
+errors.run(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["0", "1", "01"])
+def test_a_mistake_of_one_rank_is_one_line_and_no_traceback(who: str, tmp_path: Path) -> None:
+    """Of rank 0 alone, of another one alone, of all of them."""
+    script = tmp_path / "alone.py"
+    script.write_text(ALONE, encoding="utf-8")
+    launcher = "import sys; from anamnesis import ranks; ranks.launch_by_torchrun(2, sys.argv[1:])"
+    command = [sys.executable, "-c", launcher, str(script), who]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    told = [line for line in done.stderr.splitlines() if "full" in line]
+    assert told == [
+        "error: rank 1: the disk of this one is full" if who == "1" else "error: the disk of this one is full"
+    ]
+    assert "Traceback" not in done.stderr
+    assert "interrupted" not in done.stderr
 
 
 @pytest.mark.slow

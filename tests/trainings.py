@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from warm import Stage
 
@@ -110,10 +111,12 @@ def deterministic(curve: Path) -> list[list[str]]:
     return [line[:-1] for line in lines]
 
 
-def run_steps(model: Path, configs: Sequence[Any], tuning: Any = None, launched: bool = False) -> list[dict[str, Any]]:
+def run_steps(
+    model: Path, configs: Sequence[Any], tuning: Any = None, launched: bool = False, rows: int = 14
+) -> list[dict[str, Any]]:
     """What tests/steps.py says of each of `configs`, with one `tuning` or in pairs; `launched`: in two processes."""
     pairs = [[tuning, config] for config in configs] if tuning else configs
-    arguments = [str(Path(__file__).with_name("steps.py")), json.dumps([str(model), rows_of(14), pairs])]
+    arguments = [str(Path(__file__).with_name("steps.py")), json.dumps([str(model), rows_of(rows), pairs])]
     launcher = "import sys; from anamnesis import ranks; ranks.launch_by_torchrun(2, sys.argv[1:])"
     with tempfile.TemporaryDirectory() as extensions:
         env = os.environ | {"PYTHONPATH": str(ROOT), "TORCH_EXTENSIONS_DIR": extensions}
@@ -122,6 +125,13 @@ def run_steps(model: Path, configs: Sequence[Any], tuning: Any = None, launched:
         assert done.returncode == 0, done.stderr[-3000:]
         assert not list(Path(extensions).iterdir()), "DeepSpeed compiled something"
     return list(json.loads(done.stdout.splitlines()[-1]))
+
+
+def same_weights(one: dict[str, Any], other: dict[str, Any], tolerance: float) -> None:
+    """`tolerance`: of a tensor's norm."""
+    assert one["weights"].keys() == other["weights"].keys()
+    for name, (norm, waves) in one["weights"].items():
+        assert other["weights"][name] == pytest.approx([norm, waves], abs=tolerance * norm), name
 
 
 def losses(folder: Path) -> list[float]:
