@@ -125,6 +125,8 @@ def _write(
         )
     report = report | {"change": measured}
     (partial / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for file in partial.glob("*.safetensors"):  # written for their owner alone, the others as the machine has it
+        file.chmod((partial / REPORT).stat().st_mode)
     before = base_dir / modelcard.FILE  # a variant has one: a pretrained model none
     init = (base_dir.name, before.read_text(encoding="utf-8")) if before.is_file() else None
     (partial / modelcard.FILE).write_text(modelcard.text(report, base, rows, init), encoding="utf-8")

@@ -79,31 +79,37 @@ def launch(settings: Train, module: str, arguments: Sequence[str]) -> None:
         launch_by_torchrun(settings.processes, ["-m", module, *arguments])
 
 
-def hosts_of(hostfile: str) -> dict[str, int]:
-    """The processes of each machine of a hostfile, a line `<host> slots=<processes>` each.
+def hosts_of(settings: Train) -> dict[str, int]:
+    """The processes of each machine of `train.hostfile`, a line `<host> slots=<processes>` each; empty without one.
 
-    Raises `UserError` where it can't be read.
+    Raises `UserError` where it can't be read, or says something else than `train.processes`.
     """
+    import logging
+
+    hostfile = settings.hostfile
+    if not hostfile:
+        return {}
+    if not os.path.isfile(hostfile):
+        raise UserError(f"train.hostfile: no file {hostfile}; write a line <host> slots=<processes> for each machine")
     from deepspeed.launcher import runner
 
-    if not os.path.isfile(hostfile):
-        raise UserError(f"train.hostfile: no file {hostfile}")
+    logging.getLogger("DeepSpeed").setLevel(logging.CRITICAL)  # it would print the mistake too
     try:
-        return dict(runner.fetch_hostfile(hostfile))
+        hosts = dict(runner.fetch_hostfile(hostfile))
     except ValueError as error:
         raise UserError(f"{hostfile}: {' '.join(str(error).split())}; a line is <host> slots=<processes>") from None
+    if sum(hosts.values()) != settings.processes:
+        raise UserError(
+            f"train.processes is {settings.processes} and {hostfile} has {sum(hosts.values())} slots; make them equal"
+        )
+    return hosts
 
 
 def _launch_by_deepspeed(settings: Train, module: str, arguments: Sequence[str]) -> None:
     """DeepSpeed's launcher: over ssh and pdsh with a hostfile of several machines, else on this one."""
     command = [sys.executable, "-m", DEEPSPEED, "--log_level", "error", "--no_local_rank", "--module"]
     if settings.hostfile:
-        hosts = hosts_of(settings.hostfile)
-        if sum(hosts.values()) != settings.processes:
-            raise UserError(
-                f"train.processes is {settings.processes} and {settings.hostfile} has {sum(hosts.values())} slots; "
-                "make them equal"
-            )
+        hosts = hosts_of(settings)
         if len(hosts) > 1 and not shutil.which("pdsh"):
             raise UserError(f"{settings.hostfile}: several machines are started by pdsh, which isn't there; install it")
         command += ["--hostfile", settings.hostfile]

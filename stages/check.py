@@ -5,7 +5,7 @@ Of suite local's files every row is read as well, and what IFEval's and IFBench'
 Run: python -m stages.check      (`make repro` calls it first)
 """
 
-from anamnesis import evaluation, foresight, measuring, trackers
+from anamnesis import evaluation, foresight, measuring, ranks, trackers
 from anamnesis import params as settings
 from anamnesis.errors import run
 
@@ -14,6 +14,7 @@ def main() -> None:
     params = settings.load()
     foresight.check(params)
     trackers.check(params.train.trackers)
+    ranks.hosts_of(params.train)
     evaluation.be_quiet()
     measuring.local_rows(params.evaluate, params.seed)
 

@@ -101,15 +101,17 @@ def test_flash_attention_is_asked_for_where_it_is_not() -> None:
 def test_a_hostfile(tmp_path: Path) -> None:
     file = tmp_path / "hosts"
     file.write_text(HOSTS)
-    assert ranks.hosts_of(str(file)) == {"node-a": 2, "node-b": 2}
     settings = Train(learning_rate=1e-4, launch="deepspeed", hostfile=str(file), processes=2)
+    assert ranks.hosts_of(settings.model_copy(update={"processes": 4})) == {"node-a": 2, "node-b": 2}
     with pytest.raises(UserError, match=r"train.processes is 2 and .*hosts has 4 slots; make them equal"):
         ranks.launch(settings, "stages.train", ["committee"])
     file.write_text("node-a: 2\n")
     with pytest.raises(UserError, match="a line is <host> slots=<processes>"):
-        ranks.hosts_of(str(file))
-    with pytest.raises(UserError, match="no file"):
-        ranks.hosts_of(str(tmp_path / "none"))
+        ranks.hosts_of(settings)
+    file.unlink()
+    with pytest.raises(UserError, match=r"no file .*hosts; write a line <host> slots=<processes> for each machine"):
+        ranks.hosts_of(settings)
+    assert ranks.hosts_of(Train(learning_rate=1e-4)) == {}
 
 
 # --- runs ---

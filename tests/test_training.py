@@ -380,6 +380,7 @@ def test_small_steps_survive_in_the_export(zero: int, training_project: Callable
     assert report["change"]["bf16_share"] < 0.5
     config = json.loads((tuned / "config.json").read_text(encoding="utf-8"))
     assert config["dtype"] == "float32"
+    assert len({file.stat().st_mode for file in tuned.iterdir()}) == 1, "who may read one may read all"
     assert config["use_cache"] is True
     before = json.loads((folder / "models/pretrained/smollm2/generation_config.json").read_text(encoding="utf-8"))
     after = json.loads((tuned / "generation_config.json").read_text(encoding="utf-8"))
