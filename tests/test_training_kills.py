@@ -1,6 +1,5 @@
 """Training killed by SIGKILL at seeded moments: the bytes of a run that was left alone, whenever that was."""
 
-import os
 import queue
 import random
 import shutil
@@ -36,9 +35,7 @@ def run(folder: Path, core: int | None = None, kill: tuple[int, float] | None = 
 
     `kill`: once the curve has so many steps, and so many seconds later, the stage and its ranks are killed.
     """
-    process = stage(folder, alone=True)
-    if core is not None:
-        os.sched_setaffinity(process.pid, {core})  # long before it asks how many it has
+    process = stage(folder, alone=True, cores=() if core is None else (core,))
     if kill:
         steps, delay = kill
         wait_for(process, folder, steps)

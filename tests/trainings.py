@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,15 @@ def change(folder: Path, **settings: Any) -> None:
     file.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
 
 
-def stage(folder: Path, *arguments: str, env: Mapping[str, str] | None = None, alone: bool = False) -> Stage:
-    """Stage train, started: of variant committee where nothing else is said; `alone` in a session of its own."""
+def stage(
+    folder: Path, *arguments: str, env: Mapping[str, str] | None = None, alone: bool = False, cores: Iterable[int] = ()
+) -> Stage:
+    """Stage train, started: of variant committee where nothing else is said; `alone` in a session of its own.
+
+    `cores`: those it may use, where not all.
+    """
     env = os.environ | {"PYTHONPATH": str(folder)} | dict(env or {})
-    return Stage("stages.train", arguments or ["committee"], folder, env, alone)
+    return Stage("stages.train", arguments or ["committee"], folder, env, alone, cores)
 
 
 def finished(folder: Path, *arguments: str, code: int = 0, env: Mapping[str, str] | None = None) -> str:

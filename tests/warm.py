@@ -9,7 +9,7 @@ import os
 import runpy
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO
@@ -26,10 +26,20 @@ def _server() -> multiprocessing.context.ForkServerContext:
     return context
 
 
-def _run(module: str, arguments: Sequence[str], cwd: str, env: Mapping[str, str], err: Connection, alone: bool) -> None:
+def _run(
+    module: str,
+    arguments: Sequence[str],
+    cwd: str,
+    env: Mapping[str, str],
+    err: Connection,
+    alone: bool,
+    cores: set[int],
+) -> None:
     """In the forked process: what `python -m <module> <arguments>` does."""
     if alone:
         os.setsid()
+    if cores:
+        os.sched_setaffinity(0, cores)
     os.dup2(err.fileno(), sys.__stderr__.fileno())
     err.close()
     with open(os.devnull, "w") as nothing:
@@ -47,11 +57,21 @@ def _run(module: str, arguments: Sequence[str], cwd: str, env: Mapping[str, str]
 class Stage:
     """One of them, to be used as a `subprocess.Popen` is: its standard error is a pipe, its output goes nowhere."""
 
-    def __init__(self, module: str, arguments: Sequence[str], cwd: Path, env: Mapping[str, str], alone: bool):
+    def __init__(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        cwd: Path,
+        env: Mapping[str, str],
+        alone: bool = False,
+        cores: Iterable[int] = (),
+    ):
         reader, writer = os.pipe()
         context = _server()
         end = Connection(writer, readable=False)
-        self._process = context.Process(target=_run, args=(module, arguments, str(cwd), dict(env), end, alone))
+        self._process = context.Process(
+            target=_run, args=(module, arguments, str(cwd), dict(env), end, alone, set(cores))
+        )
         self._process.start()
         end.close()
         self.stderr: IO[str] = os.fdopen(reader, encoding="utf-8", errors="replace")
