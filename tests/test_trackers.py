@@ -50,6 +50,7 @@ def nobody_elses_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith(("WANDB_", "MLFLOW_")):
             monkeypatch.delenv(name)
+    monkeypatch.delitem(sys.modules, "openai", raising=False)  # of another test; wandb would advertise where it sees it
 
 
 def is_there(name: str) -> bool:

@@ -1,5 +1,6 @@
 """Training killed by SIGKILL at seeded moments: the bytes of a run that was left alone, whenever that was."""
 
+import contextlib
 import queue
 import random
 import shutil
@@ -41,7 +42,8 @@ def run(folder: Path, core: int | None = None, kill: tuple[int, float] | None = 
         wait_for(process, folder, steps)
         time.sleep(delay)
         for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
-            one.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # a helper of the stage that has just ended
+                one.kill()
     _, err = process.communicate()
     return process.returncode, err
 

@@ -249,7 +249,7 @@ def test_bf16(small_model: Path) -> None:
         for two in others:  # stage 3 is what presets/paper.yaml takes
             losses = [row["loss"] for row in two["curve"]]
             assert losses == pytest.approx([row["loss"] for row in one["curve"]], abs=2e-3)
-            assert two["norm"] == pytest.approx(one["norm"], rel=1e-4)
+            same_weights(one, two, 5e-3)  # two steps move a tensor by some 0.1 of its norm
 
 
 @pytest.mark.slow
